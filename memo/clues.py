@@ -1,0 +1,143 @@
+"""Clues: what a question brings back from memory, before anything is looked up.
+
+In: a question and a composed memory. Out: clues of four kinds, each with a score and the stretches of the documents its
+tokens looked at. All kinds are generated in one batch over one memory, which is left as it was.
+
+Source: MemoRAG (arXiv 2409.05591v3), section 2.2, y = Theta_mem(q | theta_mem). Ours: language-neutral parsing, scores,
+and the attention of a clue's tokens on the memory slots, which says where a clue comes from (a pointer that needs no
+search).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+from memo.events import Clue, Source
+from memo.generate import Prompt, Stream
+
+if TYPE_CHECKING:
+    import torch
+
+    from memo.memory import Composed
+
+SYSTEM = "You answer questions about the document above."
+# kind -> what is asked of the memory model, and how its answer begins
+KINDS: dict[str, tuple[str, str]] = {
+    "span": ("Copy the sentences of the document above that answer this question, one a line: {}", '"'),
+    "question": ("Which simpler questions about the document above help to answer this one? One a line: {}", "1. "),
+    "draft": ("Answer from the document above, in one sentence.\n\nQuestion: {}", ""),
+    "key": ("List the key points of the document above that matter for this question, one a line: {}", "- "),
+}
+LINES = 3  # clues of one kind at most
+NEAR = 6  # slots whose attention is looked at together: about a sentence or two
+SOURCES = 5  # places a clue points to at most
+
+_MARKER = re.compile(r"^\s*(?:[-*•·]+|\(?\d{1,2}[.):]|\(?[a-zA-Z][.)])\s+")
+_QUOTES = "\"'“”‘’«»「」『』"
+
+
+def prompts(question: str, memory: Composed, max_tokens: int) -> dict[str, Prompt]:
+    """Kind -> the prompt that recalls clues of that kind."""
+    return {
+        kind: Prompt(
+            (("system", SYSTEM), ("user", ask.format(question))),
+            max_tokens, prefix, memory.slots, watch=True, stop_at=2 * LINES,
+        )
+        for kind, (ask, prefix) in KINDS.items()
+    }  # fmt: skip
+
+
+def key_of(text: str) -> str:
+    """Letters and digits alone, case-folded: what makes two clues the same."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if c.isalnum())
+
+
+def lines(text: str) -> list[tuple[int, int]]:
+    """Spans of the lines of a generated list, without numbering, bullets and quotation marks."""
+    spans = []
+    for match in re.finditer(r"[^\n]+", text):
+        start, end = match.span()
+        while marker := _MARKER.match(text, start, end):
+            start = marker.end()
+        while start < end and (text[start].isspace() or text[start] in _QUOTES):
+            start += 1
+        while start < end and (text[end - 1].isspace() or text[end - 1] in _QUOTES):
+            end -= 1
+        if start < end:
+            spans.append((start, end))
+    return spans
+
+
+def parse(kind: str, stream: Stream, question: str, memory: Composed, background: torch.Tensor | None) -> list[Clue]:
+    """The clues in one stream (finished or not): at most `LINES`, without echoes of the question or repeats."""
+    text = stream.text
+    spans = [(0, len(text.rstrip()))] if kind == "draft" else lines(text)
+    seen, clues = {key_of(question)}, []
+    for start, end in spans:
+        piece = text[start:end].strip()
+        key = key_of(piece)
+        if len(key) < 4 or any(key in other or other in key and len(other) > 0.8 * len(key) for other in seen):
+            continue
+        seen.add(key)
+        ends = [0, *(mark for mark, _ in stream.marks)]
+        tokens = [i for i in range(len(stream.marks)) if ends[i + 1] > start and ends[i] < end]
+        score = sum(stream.marks[i][1] for i in tokens) / max(1, len(tokens))
+        clues.append(Clue(piece, kind, score, sources(stream, tokens, memory, background)))
+    return clues[:LINES]
+
+
+def background(streams: list[Stream]) -> torch.Tensor | None:
+    """(layers, M) attention of all generated tokens of a batch, on average: what every clue looks at, whatever it says."""
+    import torch
+
+    every = [mass for stream in streams for mass in stream.mass]
+    return torch.stack(every).mean(dim=0) if every else None
+
+
+def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Tensor | None) -> tuple[Source, ...]:
+    """The stretches of the documents that these generated tokens looked at more than the others did, strongest first.
+
+    Token i was chosen while token i - 1 looked, hence the shift.
+    """
+    import torch
+
+    looks = [stream.mass[i - 1] for i in tokens if 0 < i <= len(stream.mass)]
+    if not looks or usual is None:
+        return ()
+    more = torch.stack(looks).mean(dim=0) - usual  # (layers, M)
+    strength = more.clamp(min=0).mean(dim=0)  # (M,)
+    starts = torch.cat([torch.tensor([True]), memory.owners[1:] != memory.owners[:-1]])
+    strength[starts] = 0  # a document's first slot is its attention sink: it draws attention without meaning anything
+    kernel = min(NEAR, len(strength))
+    near = strength.unfold(0, kernel, 1).sum(dim=1)  # (M - kernel + 1,) strength of `kernel` slots together
+    found: list[Source] = []
+    total = float(strength.sum()) or 1.0
+    for _ in range(SOURCES):
+        first = int(near.argmax())
+        if near[first] <= 0:
+            break
+        last = first + kernel - 1
+        owner = int(memory.owners[first])
+        while last > first and int(memory.owners[last]) != owner:
+            last -= 1
+        found.append(
+            Source(
+                memory.documents[owner], int(memory.spans[first, 0]), int(memory.spans[last, 1]),
+                float(near[first]) / total,
+            )
+        )  # fmt: skip
+        near[max(0, first - kernel + 1) : first + kernel] = 0
+    return tuple(found)
+
+
+def collect(streams: dict[str, Stream], question: str, memory: Composed) -> tuple[Clue, ...]:
+    """All clues of a batch, without repeats across kinds. Works on unfinished streams too."""
+    usual = background(list(streams.values())) if all(s.done for s in streams.values()) else None
+    clues: dict[str, Clue] = {}
+    for kind, stream in streams.items():
+        for clue in parse(kind, stream, question, memory, usual):
+            clues.setdefault(key_of(clue.text), clue)
+    return tuple(clues.values())

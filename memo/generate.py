@@ -1,0 +1,307 @@
+"""Generators: prompts -> text, several at once, streamed, each of them stoppable.
+
+In: `Prompt`s, put into a run at any time. Out: `Stream`s that grow with every `step()` of the run. `LocalRun` decodes
+all its streams in one batch of the local model, without padding: each stream keeps K and V of its own length, and a long
+prompt is read in pieces between the steps of the others. `EndpointRun` asks an OpenAI-compatible endpoint.
+Decoding is greedy, for every strategy alike.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from memo.errors import BackendError
+
+if TYPE_CHECKING:
+    import torch
+
+    from memo.attention import Row, Slots
+    from memo.memory import MemoryModel
+
+PIECE = 256  # tokens of a long prompt read between two rounds of decoding ...
+ROUNDS = 6  # ... which are this many steps of everybody else
+REPETITION = 1.15  # logits of tokens already generated are divided by this (multiplied if negative)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked of a generator.
+
+    prefix: how the answer begins, put in its mouth; part of the text that is returned.
+    slots: a memory the model looks at before the prompt (local models only).
+    watch: note where in the memory the generated tokens looked.
+    stop_at: end once the text has this many lines.
+    """
+
+    messages: tuple[tuple[str, str], ...]  # (role, content)
+    max_tokens: int
+    prefix: str = ""
+    slots: Slots | None = None
+    watch: bool = False
+    stop_at: int = 0
+
+
+@dataclass
+class Stream:
+    """A text that is being generated."""
+
+    prompt: Prompt
+    text: str = ""
+    done: bool = False
+    error: Exception | None = None
+    prompt_tokens: int = 0
+    tokens: int = 0
+    logprob: float = 0.0  # sum over the generated tokens
+    marks: list[tuple[int, float]] = field(default_factory=list)  # (length of the text, logprob) after each token
+    mass: list[torch.Tensor] = field(default_factory=list)  # per generated token: (layers, M) attention on the slots
+    first_token: float | None = None  # time.monotonic()
+    _stop: bool = False
+
+    def stop(self) -> None:
+        """Ends it where it is; the text so far stays."""
+        self._stop = True
+
+
+class Run(Protocol):
+    """A set of streams that advance together."""
+
+    def add(self, prompt: Prompt) -> Stream: ...
+    def step(self) -> bool:
+        """Advances every unfinished stream; False when there is none."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Generator(Protocol):
+    """Something that answers prompts."""
+
+    name: str
+    max_positions: int
+
+    def open(self) -> Run: ...
+    def count(self, text: str) -> int:
+        """Tokens of a text (an estimate, where the tokenizer is not known)."""
+        ...
+
+
+# --- the local model -------------------------------------------------------------------------------------------------
+
+
+class LocalGenerator:
+    """The model of a `MemoryModel`, as a generator. Streams of one run share every step through the weights."""
+
+    def __init__(self, model: MemoryModel, name: str) -> None:
+        self.model, self.name, self.max_positions = model, name, model.max_positions
+        tokenizer, config = model.tokenizer, model.model.generation_config
+        ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+        self.ends = set(ends if isinstance(ends, list) else [ends])
+        self._special = re.compile("|".join(map(re.escape, sorted(tokenizer.all_special_tokens, key=len)[::-1])) or "$^")
+
+    def open(self) -> LocalRun:
+        return LocalRun(self)
+
+    def count(self, text: str) -> int:
+        return len(self.model.encode(text, start=False)[0])
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt through the model's chat template. Special tokens inside the contents are broken up: they are
+        other people's text, not commands."""
+        messages = [{"role": r, "content": self._special.sub(lambda m: " ".join(m[0]), c)} for r, c in prompt.messages]
+        text = self.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.model.tokenizer(text + prompt.prefix, add_special_tokens=False).input_ids
+
+
+@dataclass
+class _Decoding:
+    """A stream in the works: what is still to be read of its prompt, and what was generated."""
+
+    stream: Stream
+    row: Row
+    unread: list[int]
+    ids: list[int] = field(default_factory=list)
+
+
+class LocalRun:
+    def __init__(self, generator: LocalGenerator) -> None:
+        self.generator, self.model = generator, generator.model
+        self._decodings: list[_Decoding] = []
+        self._rounds = 0
+
+    def add(self, prompt: Prompt) -> Stream:
+        from memo.attention import Row
+
+        ids = self.generator.encode(prompt)
+        stream = Stream(prompt, text=prompt.prefix, prompt_tokens=len(ids))
+        self._decodings.append(_Decoding(stream, Row(prompt.slots, prompt.watch), ids))
+        return stream
+
+    def step(self) -> bool:
+        """One token for every stream whose prompt is read; now and then, a piece of the shortest unread prompt."""
+        from memo.memory import inference
+
+        for decoding in self._decodings:
+            if decoding.stream._stop:
+                decoding.stream.done = True
+        self._decodings = [d for d in self._decodings if not d.stream.done]
+        reading = [d for d in self._decodings if d.unread]
+        writing = [d for d in self._decodings if not d.unread]
+        self._rounds += 1
+        if reading and (not writing or self._rounds >= ROUNDS or min(len(d.unread) for d in reading) <= PIECE):
+            self._rounds = 0
+            shortest = min(reading, key=lambda d: len(d.unread))
+            with inference(self.model):
+                self._read_piece(shortest)
+        elif writing:
+            with inference(self.model):
+                self._write(writing)
+        return bool(self._decodings)
+
+    def _read_piece(self, decoding: _Decoding) -> None:
+        import torch
+
+        from memo.attention import run
+
+        piece, decoding.unread = decoding.unread[:PIECE], decoding.unread[PIECE:]
+        ids = torch.tensor([piece], device=self.model.device)
+        hidden = run(self.model.model, self.model.model.get_input_embeddings()(ids), [decoding.row])
+        if not decoding.unread:
+            if decoding.row.mass is not None:
+                decoding.row.mass.zero_()  # what is wanted is where the generated tokens look
+            self._choose([decoding], self.model.logits(hidden[:, -1]))
+
+    def _write(self, decodings: list[_Decoding]) -> None:
+        import torch
+
+        from memo.attention import run
+
+        ids = torch.tensor([[d.ids[-1]] for d in decodings], device=self.model.device)
+        hidden = run(self.model.model, self.model.model.get_input_embeddings()(ids), [d.row for d in decodings])
+        for decoding in decodings:
+            if decoding.row.mass is not None:  # where the token just read looked, as it was about to say the next
+                decoding.stream.mass.append(decoding.row.mass.clone())
+                decoding.row.mass.zero_()
+        self._choose(decodings, self.model.logits(hidden[:, -1]))
+
+    def _choose(self, decodings: list[_Decoding], logits: torch.Tensor) -> None:
+        """The next token of each: logits (B, V)."""
+        logits = logits.float()
+        logprobs = logits.log_softmax(dim=-1)
+        for index, decoding in enumerate(decodings):
+            if decoding.ids:
+                seen = logits.new_tensor(sorted(set(decoding.ids))).long()
+                held = logits[index, seen]
+                logits[index, seen] = held.where(held < 0, held / REPETITION).where(held > 0, held * REPETITION)
+            token = int(logits[index].argmax())
+            self._append(decoding, token, float(logprobs[index, token]))
+
+    def _append(self, decoding: _Decoding, token: int, logprob: float) -> None:
+        stream, prompt = decoding.stream, decoding.stream.prompt
+        if token in self.generator.ends:
+            stream.done = True
+            return
+        stream.first_token = stream.first_token or time.monotonic()
+        decoding.ids.append(token)
+        stream.tokens += 1
+        stream.logprob += logprob
+        text = prompt.prefix + self.model.tokenizer.decode(decoding.ids, skip_special_tokens=True)
+        stream.text = text.rstrip("\ufffd")  # half of a character: the rest comes with the next tokens
+        stream.marks.append((len(stream.text), logprob))
+        if prompt.stop_at and stream.text.strip().count("\n") >= prompt.stop_at:
+            stream.done = True
+        if stream.tokens >= prompt.max_tokens or decoding.row.position + 1 >= self.model.max_positions:
+            stream.done = True
+
+    def close(self) -> None:
+        self._decodings.clear()
+
+
+# --- an OpenAI-compatible endpoint -------------------------------------------------------------------------------------
+
+
+class EndpointGenerator:
+    """A model behind an OpenAI-compatible endpoint (vLLM, llama.cpp, Ollama, a hosted one)."""
+
+    max_positions = 32_768  # the protocol does not tell; an endpoint that has fewer says so itself
+
+    def __init__(self, url: str, model: str, key: str = "") -> None:
+        from openai import OpenAI
+
+        self.client = OpenAI(base_url=url, api_key=key or "none", max_retries=1, timeout=120)
+        self.model = self.name = model
+
+    def open(self) -> EndpointRun:
+        return EndpointRun(self)
+
+    def count(self, text: str) -> int:
+        """About three UTF-8 bytes a token."""
+        return len(text.encode()) // 3 + 1
+
+    def stream(self, prompt: Prompt) -> Any:
+        """The endpoint's own stream of chunks."""
+        messages: list[Any] = [{"role": role, "content": content} for role, content in prompt.messages]
+        return self.client.chat.completions.create(
+            model=self.model, messages=messages, max_tokens=prompt.max_tokens, temperature=0, stream=True,
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+
+
+class EndpointRun:
+    def __init__(self, generator: EndpointGenerator) -> None:
+        self.generator = generator
+        self._arrived: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._streams: list[Stream] = []
+
+    def add(self, prompt: Prompt) -> Stream:
+        stream = Stream(prompt, prompt_tokens=sum(self.generator.count(content) for _, content in prompt.messages))
+        self._streams.append(stream)
+        threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
+        return stream
+
+    def _listen(self, stream: Stream) -> None:
+        """In a thread of its own. The stream itself is only changed in `step`."""
+        try:
+            with self.generator.stream(stream.prompt) as chunks:
+                for chunk in chunks:
+                    if stream._stop:
+                        break
+                    self._arrived.put(lambda chunk=chunk: self._take(stream, chunk))  # type: ignore[misc]
+        except Exception as error:  # whatever the network and the other side come up with
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            failure = BackendError(f"The generator's endpoint failed: {reason}", "Check its address, model and key.")
+            self._arrived.put(lambda: setattr(stream, "error", failure))
+        self._arrived.put(lambda: setattr(stream, "done", True))
+
+    def _take(self, stream: Stream, chunk: Any) -> None:
+        if chunk.usage:
+            stream.prompt_tokens = chunk.usage.prompt_tokens or stream.prompt_tokens
+            stream.tokens = chunk.usage.completion_tokens or stream.tokens
+        for choice in chunk.choices:
+            if choice.delta.content and not stream.done:
+                stream.first_token = stream.first_token or time.monotonic()
+                stream.text += choice.delta.content
+                stream.tokens += not chunk.usage
+
+    def step(self) -> bool:
+        self._streams = [s for s in self._streams if not s.done]
+        for stream in self._streams:
+            stream.done = stream.done or stream._stop
+        if not self._streams:
+            return False
+        try:
+            self._arrived.get(timeout=0.05)()
+            while True:
+                self._arrived.get_nowait()()
+        except queue.Empty:
+            pass
+        return True
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.stop()

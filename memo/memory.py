@@ -1,0 +1,342 @@
+"""The memory: a document read once, window by window, into the K and V of a few memory tokens.
+
+In: a text. Out: `DocumentMemory`, position-free K and V with the character span each memory token (slot) stands for;
+`Memory`, any set of them put side by side for the model to look at.
+
+Source: MemoRAG (arXiv 2409.05591v3), section 2.3.2. For each window of l tokens and a ratio beta:
+
+    1. the l raw tokens pass through the frozen model, over the memory so far;
+    2. k = ceil(l / beta) memory tokens, sitting at the most surprising of the l tokens, pass with the memory weights;
+       each sees the memory so far, the raw tokens before its place, and itself;
+    3. the raw K, V are dropped; the memory tokens' K, V are added to the memory.
+
+Ours: where they sit (by surprisal -log p(x_i | x_<i), which pass 1 gives for nothing), and that the first token of a
+text always keeps a slot, since every later token leans on it (attention sink).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from memo.attention import MemoryWeights, Row, Slots, beside, memory_projections, rotate, run
+from memo.errors import MemoryTooLong, WrongModel
+from memo.models import fingerprint, untrusted
+
+RATIOS = (1, 2, 4, 8, 16, 32, 64)
+RESERVE = 1024  # positions kept free behind a memory, for a question and what is generated (a quarter at most)
+
+
+class Turn:
+    """A lock that is handed on in the order of asking, so that a long reading does not starve a short question."""
+
+    def __init__(self) -> None:
+        self._lock, self._waiting, self._busy = threading.Lock(), deque[threading.Event](), False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._busy and not self._waiting:
+                self._busy = True
+                return
+            mine = threading.Event()
+            self._waiting.append(mine)
+        mine.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()  # busy goes over to the next in line
+            else:
+                self._busy = False
+
+
+@dataclass(frozen=True)
+class DocumentMemory:
+    """What is kept of one document. L layers, J key-value heads, M slots, head size D."""
+
+    document: str
+    keys: Tensor  # (L, J, M, D), at position 0
+    values: Tensor  # (L, J, M, D)
+    spans: Tensor  # (M, 2) the characters each slot stands for; together they tile the text that was read
+    tokens: int
+    ratio: int
+    window: int
+    model: str  # fingerprint of the frozen weights
+    weights: str  # fingerprint of the memory weights
+    text_sha256: str = ""
+    last_logits: Tensor | None = field(default=None, repr=False)  # (V,) the prediction of what comes next, to append
+
+    @property
+    def slots(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def full_bytes(self) -> int:
+        """What the plain KV cache of the same text would take."""
+        return self.bytes // max(1, self.slots) * self.tokens
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Progress: tokens read so far, of how many, into how many slots at which ratio."""
+
+    done: int
+    total: int
+    slots: int
+    ratio: int
+
+
+def surprisal(logits: Tensor, ids: Tensor) -> Tensor:
+    """-log p(x_i) for logits (T, V) that predict ids (T,). (T,), nats."""
+    return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+
+
+def place(surprise: Tensor, count: int) -> Tensor:
+    """The `count` most surprising places, in text order. (l,) -> (count,)"""
+    return surprise.topk(count).indices.sort().values
+
+
+def slot_spans(offsets: list[tuple[int, int]], places: list[int], start: int, end: int) -> list[tuple[int, int]]:
+    """Slot -> characters: each from where its token begins to where the next slot's begins; they tile [start, end)."""
+    begins = [offsets[i][0] for i in places]
+    begins[0] = start
+    return list(zip(begins, [*begins[1:], end], strict=True))
+
+
+class MemoryModel:
+    """A frozen language model with memory weights: reads documents, and lends itself to recalling."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, weights: MemoryWeights | None = None
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.weights = (weights or MemoryWeights(model)).requires_grad_(False)
+        self.fingerprint, self.weights_fingerprint = fingerprint(model), fingerprint(self.weights)
+        self.max_positions: int = model.config.max_position_embeddings
+        self.reserve = min(RESERVE, self.max_positions // 4)
+        self.turn = Turn()
+        self._plain = untrusted(tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def encode(self, text: str, start: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a document's text and their character spans; special tokens in it are taken as text.
+
+        start: put before it what the model expects at the start of a text (a BOS token, for those that have one).
+        """
+        encoding = self._plain.encode(text, add_special_tokens=start)
+        return encoding.ids, encoding.offsets
+
+    def capacity(self, window: int) -> int:
+        """How many slots one document may have: the positions left beside a window or a question."""
+        return self.max_positions - max(window, self.reserve)
+
+    def fitting_ratio(self, tokens: int, ratio: int, window: int) -> int:
+        """The wanted ratio, or the next higher one at which the text fits the model's positions.
+
+        Raises:
+            MemoryTooLong: not even the highest does.
+        """
+        for beta in (ratio, *(r for r in RATIOS if r > ratio)):
+            # every window has ceil(l / beta) slots
+            if -(-tokens // window) * -(-window // beta) <= self.capacity(window):
+                return beta
+        limit = self.capacity(window) // -(-window // RATIOS[-1]) * window
+        raise MemoryTooLong(
+            f"The text has {tokens:,} tokens; this model can memorize {limit:,} at most.", "Split it into parts."
+        )
+
+    def memorize(
+        self, text: str, document: str, ratio: int = 8, window: int = 512, after: DocumentMemory | None = None,
+        text_sha256: str = "",
+    ) -> Iterator[Reading | DocumentMemory]:  # fmt: skip
+        """Reads a text; yields `Reading` before each window and after the last, then the `DocumentMemory`.
+
+        Closing the generator cancels between windows. `after`: a memory that this text continues; where that ended at
+        the end of a window the result is the same as reading both in one, at the same ratio.
+
+        Raises:
+            MemoryTooLong: the text does not fit the model's positions at any ratio.
+        """
+        ids, offsets = self.encode(text, start=after is None)
+        held = after.slots if after else 0
+        beta = ratio if after else self.fitting_ratio(len(ids), ratio, window)
+        if held + -(-len(ids) // beta) > self.capacity(window):
+            raise MemoryTooLong("The memory that is to be continued is full.", "Memorize the new text as a document.")
+        shift = int(after.spans[-1, 1]) if after else 0
+        slots = self._rotated(after.keys, after.values) if after else None
+        last = after.last_logits if after else None
+        keys, values, spans = ([after.keys], [after.values], [after.spans]) if after else ([], [], [])
+        for start in range(0, len(ids), window):
+            yield Reading(start, len(ids), held, beta)
+            part = torch.tensor(ids[start : start + window], device=self.device)
+            with torch.no_grad(), self.turn:
+                new_keys, new_values, places, last = self.read_window(part, slots, beta, last)
+                slots = self._extended(slots, new_keys, new_values)
+            keys.append(new_keys.cpu())
+            values.append(new_values.cpu())
+            stop = start + len(part)
+            begin = offsets[start][0] if start else 0
+            end = offsets[stop][0] if stop < len(ids) else len(text)
+            tiles = slot_spans(offsets[start:stop], places.tolist(), begin, end)
+            spans.append(torch.tensor(tiles, dtype=torch.int64) + shift)
+            held += len(places)
+        yield Reading(len(ids), len(ids), held, beta)
+        yield DocumentMemory(
+            document, torch.cat(keys, dim=2), torch.cat(values, dim=2), torch.cat(spans),
+            len(ids) + (after.tokens if after else 0), beta, window, self.fingerprint, self.weights_fingerprint,
+            text_sha256, last,
+        )  # fmt: skip
+
+    def read_window(
+        self, ids: Tensor, slots: Slots | None, ratio: int, last_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The two passes over one window. ids (l,) -> keys, values (L, J, k, D) at position 0, places (k,), logits (V,).
+
+        last_logits: (V,) the prediction of ids[0], None at the start of a text. Returns that of the token after ids.
+        """
+        row = Row(slots)
+        embeddings = self.model.get_input_embeddings()(ids[None])  # (1, l, E)
+        first = row.position
+        hidden = run(self.model, embeddings, [row])[0]  # (l, E)
+        surprise = torch.empty(len(ids), device=ids.device)
+        # the first token of a text has nothing before it: it always gets a slot, and serves as the attention sink
+        surprise[0] = torch.inf if last_logits is None else surprisal(last_logits[None], ids[:1])[0]
+        for part in range(0, len(ids) - 1, 128):  # in parts: (l, V) logits would be the largest tensor of all
+            targets = ids[part + 1 : part + 129]
+            surprise[part + 1 : part + 129] = surprisal(self.logits(hidden[part : part + len(targets)]), targets)
+        next_logits = self.logits(hidden[-1])
+        places = place(surprise, -(-len(ids) // ratio))  # (k,)
+        with memory_projections(self.model, self.weights):
+            visible = beside(row, places)
+            run(self.model, embeddings[:, places] + self.weights.vector, [row], (places + first)[None], visible)
+        layers = range(len(self.weights.layers))
+        pairs = [row.own(layer, start=len(ids)) for layer in layers]  # (1, J, k, D) each
+        keys = torch.cat([rotate(self.model, k, places + first, back=True) for k, _ in pairs])
+        return keys, torch.cat([v for _, v in pairs]), places, next_logits
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., E) -> next-token logits (..., V)."""
+        return self.model.get_output_embeddings()(hidden)
+
+    def _rotated(self, keys: Tensor, values: Tensor, start: int = 0) -> Slots:
+        """Keys (L, J, M, D) at position 0 -> slots at positions start .. start+M-1, on the model's device and dtype."""
+        positions = torch.arange(start, start + keys.shape[2], device=self.device)
+        dtype = self.model.dtype
+        turned = [rotate(self.model, layer[None].to(self.device), positions).to(dtype) for layer in keys]
+        return Slots(turned, [layer[None].to(self.device, dtype) for layer in values])
+
+    def _extended(self, slots: Slots | None, keys: Tensor, values: Tensor) -> Slots:
+        new = self._rotated(keys, values, len(slots) if slots else 0)
+        if slots is None:
+            return new
+        return Slots(
+            [torch.cat(pair, dim=2) for pair in zip(slots.keys, new.keys, strict=True)],
+            [torch.cat(pair, dim=2) for pair in zip(slots.values, new.values, strict=True)],
+        )
+
+    def check(self, memory: DocumentMemory) -> None:
+        """Refuses a memory that this model did not make.
+
+        Raises:
+            WrongModel: another language model, or other memory weights.
+        """
+        if memory.model != self.fingerprint:
+            raise WrongModel("This memory was made by another language model.", "Memorize the document again.")
+        if memory.weights != self.weights_fingerprint:
+            raise WrongModel("This memory was made with other memory weights.", "Memorize the document again.")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Several documents' slots side by side, in positions 0 .. M-1, and where each slot comes from."""
+
+    slots: Slots
+    documents: tuple[str, ...]
+    owners: Tensor  # (M,) index into `documents`
+    spans: Tensor  # (M, 2) characters in the owner's text
+    left_out: tuple[str, ...] = ()  # documents that did not fit
+
+
+class Memory:
+    """The memories of a set of documents, each made independently; adding and removing are exact and instant."""
+
+    def __init__(self, model: MemoryModel) -> None:
+        self.model = model
+        self._documents: dict[str, DocumentMemory] = {}
+        self._composed: Composed | None = None
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __contains__(self, document: str) -> bool:
+        return document in self._documents
+
+    def __getitem__(self, document: str) -> DocumentMemory:
+        return self._documents[document]
+
+    def add(self, memory: DocumentMemory) -> None:
+        """Puts a document's memory in (in place of an earlier one of the same document).
+
+        Raises:
+            WrongModel: it was made by another model or other memory weights.
+        """
+        self.model.check(memory)
+        self._documents[memory.document] = memory
+        self._composed = None
+
+    def remove(self, document: str) -> None:
+        """Takes a document out; the rest is as if it had never been there."""
+        del self._documents[document]
+        self._composed = None
+
+    def compose(self, relevance: Iterable[str] = ()) -> Composed:
+        """All documents side by side, in the order they were added; of those that do not fit together, the most
+        relevant. `relevance`: documents, best first (the rest follow in the order they were added).
+
+        The last composition is kept: several questions to the same documents share it.
+        """
+        order = [*dict.fromkeys(d for d in relevance if d in self._documents)]
+        order += [d for d in self._documents if d not in order]
+        room, chosen = self.model.max_positions - self.model.reserve, set[str]()
+        for document in order:
+            if self._documents[document].slots <= room:
+                room -= self._documents[document].slots
+                chosen.add(document)
+        documents = tuple(d for d in self._documents if d in chosen)
+        if self._composed is None or self._composed.documents != documents:
+            parts = [self._documents[d] for d in documents]
+            keys = torch.cat([m.keys for m in parts], dim=2)
+            slots = self.model._rotated(keys, torch.cat([m.values for m in parts], dim=2))
+            owners = torch.cat([torch.full((m.slots,), i) for i, m in enumerate(parts)])
+            left_out = tuple(d for d in self._documents if d not in chosen)
+            self._composed = Composed(slots, documents, owners, torch.cat([m.spans for m in parts]), left_out)
+        return self._composed
+
+
+@contextmanager
+def inference(model: MemoryModel) -> Iterator[None]:
+    """The model's turn, without gradients: for whoever runs it outside `memorize`."""
+    with torch.no_grad(), model.turn:
+        yield
+
+
+def read_all(steps: Iterator[Reading | DocumentMemory]) -> DocumentMemory:
+    """Runs `memorize` to its end. Returns the memory."""
+    *_, memory = steps
+    assert isinstance(memory, DocumentMemory)
+    return memory
+

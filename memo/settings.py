@@ -1,0 +1,104 @@
+"""One frozen settings object, from environment variables.
+
+In: variables named `MEMO_` and the field's name in capitals (`MEMO_RATIO=4`), and `MEMO_PRESET`. Out: `Settings`.
+A value that cannot be read is refused by name; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from memo.errors import SettingsError
+
+
+def default_cache() -> Path:
+    """Where converted weights live between runs: `$XDG_CACHE_HOME/memo`, else `~/.cache/memo`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memo"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every choice that a host, a command or a notebook may make. Sizes are tokens unless the name says otherwise."""
+
+    # models: "embedded", a local folder, or a hub id
+    memory_model: str = "embedded"
+    memory_weights: str = ""  # a safetensors file of trained memory weights; empty: untrained
+    generator: str = ""  # empty: the memory model answers too
+    embedder: str = "embedded"
+    endpoint_url: str = ""  # an OpenAI-compatible endpoint, which then is the generator
+    endpoint_model: str = ""
+    endpoint_key: str = ""
+    device: str = "auto"
+    dtype: str = "auto"  # "bfloat16" | "float32"
+
+    # memory
+    ratio: int = 8  # text tokens per memory token; raised for texts too long for the model's positions
+    window: int = 512  # text tokens read at a time
+
+    # search and answers
+    passage_tokens: int = 160  # longest passage
+    context_tokens: int = 800  # passages put before the generator, the same for every strategy
+    clue_tokens: int = 56  # longest list of clues of one kind
+    answer_tokens: int = 112  # longest answer
+    chroma: str = ""  # address of a Chroma server, "http://host:port"; empty: in this process
+
+    # limits, a visitor's unless said otherwise
+    max_file_mb: int = 20
+    max_pages: int = 1000
+    max_documents: int = 20
+    max_tokens: int = 300_000
+    max_sessions: int = 64  # of all visitors
+    session_minutes: int = 60
+
+    # places
+    cache: Path = default_cache()
+    data: Path = default_cache() / "sessions"  # the app's visitors; emptied when the app starts
+    host: str = "127.0.0.1"
+    port: int = 7860
+
+
+PRESETS: dict[str, dict[str, str]] = {
+    "embedded": {},
+    "gpu": {
+        "memory_model": "Qwen/Qwen2.5-1.5B-Instruct",
+        "embedder": "BAAI/bge-m3",
+        "ratio": "4",
+        "window": "1024",
+        "context_tokens": "3000",
+        "answer_tokens": "300",
+    },
+}
+
+
+def _parse(name: str, kind: str, text: str) -> object:
+    if kind == "int":
+        try:
+            number = int(text)
+        except ValueError:
+            raise SettingsError(f"{name} is {text!r}, which is not a whole number.", f"Set {name} to a number.") from None
+        if number < 1 and name != "MEMO_PORT":
+            raise SettingsError(f"{name} is {number}; it must be at least 1.")
+        return number
+    return Path(text).expanduser() if kind == "Path" else text
+
+
+def from_environment(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """Settings from `environment` (the process's own if None), on top of its preset; `overrides` win over both.
+
+    Raises:
+        SettingsError: an unknown preset, or a value that does not fit its field.
+    """
+    environment = os.environ if environment is None else environment
+    preset = environment.get("MEMO_PRESET", "embedded")
+    if preset not in PRESETS:
+        raise SettingsError(f"MEMO_PRESET is {preset!r}.", f"It must be one of {', '.join(PRESETS)}.")
+    chosen: dict[str, object] = {}
+    for field in fields(Settings):
+        name = f"MEMO_{field.name.upper()}"
+        text = environment.get(name, PRESETS[preset].get(field.name))
+        if text is not None:
+            chosen[field.name] = _parse(name, str(field.type), text)
+    return Settings(**{**chosen, **overrides})  # type: ignore[arg-type]
