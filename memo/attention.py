@@ -19,14 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from memo.errors import ModelError
 
 NAME = "memo"  # the attention function's name in a model's configuration
 ROOM = 128  # a row's K, V grow by this many tokens at a time
@@ -119,6 +124,11 @@ def _read(row: Row, layer: int, query: Tensor, key: Tensor, value: Tensor, scali
           window: int | None) -> Tensor:  # fmt: skip
     """T new tokens of one sequence. query (1, H, T, D) -> (1, H, T, D)."""
     keys, values = row.append(layer, key, value)
+    if row.slots is None and query.shape[2] == 1:  # one token sees everything: its heads are the queries, (1, J, G, D)
+        start = 0 if window is None else max(0, keys.shape[2] - window)
+        packed = query.view(1, keys.shape[1], -1, query.shape[3])
+        out = scaled_dot_product_attention(packed, keys[:, :, start:], values[:, :, start:], scale=scaling)
+        return out.view(query.shape)
     if row.slots is not None:
         keys = torch.cat([row.slots.keys[layer], keys], dim=2)
         values = torch.cat([row.slots.values[layer], values], dim=2)
@@ -238,6 +248,26 @@ class MemoryWeights(nn.Module):
             self.layers.append(copies)
         embedding = model.get_input_embeddings().weight
         self.vector = nn.Parameter(torch.zeros_like(embedding[0]))  # (E,)
+
+    @classmethod
+    def load(cls, path: Path, model: PreTrainedModel) -> MemoryWeights:
+        """Trained memory weights of this model, from a safetensors file that `save` wrote.
+
+        Raises:
+            ModelError: no such file, or weights of another model.
+        """
+        weights = cls(model)
+        try:
+            weights.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ModelError(f"The memory weights {path.name} do not fit this model, or cannot be read.") from error
+        return weights
+
+    def save(self, path: Path) -> None:
+        """Writes them as safetensors, atomically."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, temporary)
+        temporary.replace(path)
 
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")

@@ -34,7 +34,7 @@ LINES = 3  # clues of one kind at most
 NEAR = 6  # slots whose attention is looked at together: about a sentence or two
 SOURCES = 5  # places a clue points to at most
 
-_MARKER = re.compile(r"^\s*(?:[-*•·]+|\(?\d{1,2}[.):]|\(?[a-zA-Z][.)])\s+")
+_MARKER = re.compile(r"\s*(?:[-*•·]+|\(?\d{1,2}[.):]|\(?[a-zA-Z][.)])\s+")
 _QUOTES = "\"'“”‘’«»「」『』"
 
 

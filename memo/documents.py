@@ -33,7 +33,7 @@ from memo.errors import (
     NoTextInDocument,
     UnsupportedDocument,
 )
-from memo.reading import AGAIN, too_much_text
+from memo.reading import AGAIN, OUT_OF_MEMORY, too_much_text
 
 SUPPORTED = (".txt", ".md", ".html", ".htm", ".pdf", ".docx", ".pptx", ".epub")
 MEMORY_LIMIT = 2 * 1024**3  # bytes a child may use
@@ -312,11 +312,13 @@ def read_in_child(data: bytes, kind: str, name: str, max_pages: int, max_charact
                 timeout=TIME_LIMIT,
                 check=False,
             )
+        if child.returncode == OUT_OF_MEMORY:
+            raise DocumentTooLarge(f"{name} needs more memory to read than is allowed.", "Split it into parts.")
         reply = json.loads(child.stdout)
     except subprocess.TimeoutExpired:
         raise CorruptDocument(f"{name} takes too long to read.", "Split it, or save its text as .txt.") from None
     except ValueError:  # the child died before it could answer
-        raise CorruptDocument(f"{name} is damaged and cannot be read.", AGAIN) from None
+        raise CorruptDocument(f"{name} is damaged, or takes too much to read.", AGAIN) from None
     if "error" in reply:
         raise getattr(errors, reply["error"])(reply["message"], reply["hint"])
     return reply["parts"], reply["paged"]

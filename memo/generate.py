@@ -1,8 +1,8 @@
 """Generators: prompts -> text, several at once, streamed, each of them stoppable.
 
 In: `Prompt`s, put into a run at any time. Out: `Stream`s that grow with every `step()` of the run. `LocalRun` decodes
-all its streams in one batch of the local model, without padding: each stream keeps K and V of its own length, and a long
-prompt is read in pieces between the steps of the others. `EndpointRun` asks an OpenAI-compatible endpoint.
+all its streams in one batch of the local model, without padding: each stream keeps K and V of its own length, and prompts
+are read in pieces between the steps of the others. `EndpointRun` asks an OpenAI-compatible endpoint.
 Decoding is greedy, for every strategy alike.
 """
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from memo.attention import Row, Slots
     from memo.memory import MemoryModel
 
-PIECE = 256  # tokens of a long prompt read between two rounds of decoding ...
-ROUNDS = 6  # ... which are this many steps of everybody else
+PIECE = 256  # tokens of a prompt read in one step
+LONG = 1536  # a prompt with more than this left to read waits until nobody else is writing
 REPETITION = 1.15  # logits of tokens already generated are divided by this (multiplied if negative)
 
 
@@ -132,7 +132,6 @@ class LocalRun:
     def __init__(self, generator: LocalGenerator) -> None:
         self.generator, self.model = generator, generator.model
         self._decodings: list[_Decoding] = []
-        self._rounds = 0
 
     def add(self, prompt: Prompt) -> Stream:
         from memo.attention import Row
@@ -143,7 +142,10 @@ class LocalRun:
         return stream
 
     def step(self) -> bool:
-        """One token for every stream whose prompt is read; now and then, a piece of the shortest unread prompt."""
+        """A piece of the shortest unread prompt, or one token for every stream whose prompt is read.
+
+        Short prompts first, long ones last: nobody then ends later than if all took turns, and most end sooner.
+        """
         from memo.memory import inference
 
         for decoding in self._decodings:
@@ -152,10 +154,8 @@ class LocalRun:
         self._decodings = [d for d in self._decodings if not d.stream.done]
         reading = [d for d in self._decodings if d.unread]
         writing = [d for d in self._decodings if not d.unread]
-        self._rounds += 1
-        if reading and (not writing or self._rounds >= ROUNDS or min(len(d.unread) for d in reading) <= PIECE):
-            self._rounds = 0
-            shortest = min(reading, key=lambda d: len(d.unread))
+        shortest = min(reading, key=lambda d: len(d.unread), default=None)
+        if shortest and (not writing or len(shortest.unread) <= LONG):
             with inference(self.model):
                 self._read_piece(shortest)
         elif writing:

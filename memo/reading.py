@@ -31,6 +31,7 @@ UNPACKED_BYTES = 200 * 1024**2  # the most that all members of a zip container m
 UNPACKED_RATIO = 200  # and how many times the container's own size, where it matters:
 HARMLESS_BYTES = 10 * 1024**2  # a short, repetitive document may well shrink 300 times
 MEMBERS = 10_000  # no office document has nearly as many parts
+OUT_OF_MEMORY = 77  # exit status
 
 REQUIRED = {"docx": "word/", "pptx": "ppt/", "epub": "META-INF/container.xml"}  # a member that starts so must be there
 SLIDE = re.compile(r"ppt/slides/slide\d+\.xml")
@@ -160,7 +161,11 @@ def read_markup(data: bytes, kind: str) -> list[str]:
 
 
 def answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
-    """The reply to one request; every failure becomes an `error` that a person can read."""
+    """The reply to one request; every failure becomes an `error` that a person can read.
+
+    Raises:
+        MemoryError: the limit is reached.
+    """
     kind, name, max_pages = request["kind"], request["name"], request["max_pages"]
     try:
         if kind == "pdf":
@@ -176,7 +181,7 @@ def answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
     except DocumentError as error:
         found = error
     except MemoryError:
-        found = DocumentTooLarge(f"{name} needs more memory to read than is allowed.", "Split it into parts.")
+        raise
     except Exception:  # the parsers raise whatever a broken file makes them stumble over
         found = CorruptDocument(f"{name} is damaged and cannot be read.", AGAIN)
     return {"error": type(found).__name__, "message": found.message, "hint": found.hint}
@@ -186,9 +191,13 @@ def main() -> None:
     """Serve one request."""
     request = json.loads(sys.stdin.buffer.readline())
     limit_process(request["memory"], request["seconds"])
-    with open(os.dup(sys.stdout.fileno()), "w", encoding="ascii") as reply:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a parser prints must not end up in the answer
-        json.dump(answer(request, sys.stdin.buffer.read()), reply)
+    reply = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a parser prints must not end up in the answer
+    try:
+        reply.write(json.dumps(answer(request, sys.stdin.buffer.read())))
+        reply.close()
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)  # there may be no memory left to say it in any other way
 
 
 if __name__ == "__main__":

@@ -1,0 +1,211 @@
+"""The strategies: seven ways to answer a question, one signature each.
+
+In: an `Ask`. Out: a Python generator that yields events, lists of prompts, and last the answer's own prompt. For a list
+of prompts it is sent back the finished streams. So a strategy never waits by itself, and the pipeline can advance
+several of them in one batch.
+
+    memorag       clues from memory; question, clues and where the clues looked are searched; answer from the passages
+    rag           the question is searched; answer from the passages
+    hyde          a made-up answer is searched (mean with the question; arXiv 2212.10496)
+    rq_rag        simpler questions are made and searched (arXiv 2404.00610)
+    full_context  the documents themselves, as far as they fit
+    memory_only   the memory, nothing else
+    closed_book   nothing
+
+Every strategy gets the same passage budget, the same answer prompt and the same decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from memo import clues as recall
+from memo.errors import NothingToAsk
+from memo.events import Clue, CluesRecalled, Event, Found, PassagesFound
+from memo.generate import Generator as TextGenerator
+from memo.generate import Prompt, Stream
+from memo.search import Query, fuse, point
+
+if TYPE_CHECKING:
+    from memo.library import Library
+    from memo.memory import Composed, MemoryModel
+    from memo.settings import Settings
+
+SYSTEM = "You answer questions from the given passages, briefly and exactly."
+ASK = "{passages}\n\nAnswer in one or two sentences, from the passages above only.\nQuestion: {question}"
+ASK_DOCUMENT = "{document}\n\nAnswer in one or two sentences, from the text above only.\nQuestion: {question}"
+ASK_MEMORY = "Answer from the document above, in one or two sentences.\n\nQuestion: {question}"
+ASK_NOTHING = "Answer in one or two sentences.\nQuestion: {question}"
+HYDE = "Write a short passage, as from a book or report, that answers this question.\nQuestion: {question}"
+REFINE = "Split this question into up to three simpler questions, one a line.\nQuestion: {question}"
+STAND_ALONE = (
+    "Rewrite the last question so that it can be understood without the conversation. "
+    "Write only the question.\n\n{history}\nLast question: {question}"
+)
+
+CLUE_WEIGHT = 1.0  # of all clues together; the question's own ranking has 1
+POINTER_WEIGHT = 0.5  # of where the clues looked
+
+Steps = Generator[Event | list[Prompt] | Prompt, list[Stream], None]
+
+
+@dataclass
+class Ask:
+    """A question on its way, shared by the strategies that answer it, each of which has an `Ask` of its own."""
+
+    question: str
+    strategy: str
+    settings: Settings
+    library: Library
+    generator: TextGenerator
+    memory_model: Callable[[], MemoryModel]
+    edited: tuple[Clue, ...] | None = None  # clues the person has chosen, in place of recalling
+    clues: tuple[Clue, ...] = ()
+    passages: tuple[Found, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    memory: Composed | None = None
+
+    def compose(self) -> Composed:
+        """The memory for this question: all documents, or the most relevant that fit (noted)."""
+        if self.memory is None:
+            memory = self.library.memory(self.memory_model())
+            [hits] = self.library.index.rank([Query("question", (self.question,))], depth=100)
+            self.memory = memory.compose(dict.fromkeys(hit["document"] for hit in hits))
+            if self.memory.left_out:
+                names = ", ".join(self.library.documents[d].name for d in self.memory.left_out)
+                self.notes.append(f"Not all memories fit the model together; left out as least relevant: {names}.")
+        return self.memory
+
+    def search(self, queries: Sequence[Query], pointers: Sequence[Clue] = ()) -> PassagesFound:
+        """Looks the queries up, fuses the rankings (and where `pointers` looked), keeps what fits the budget."""
+        library = self.library
+        rankings = [
+            (q.label, q.weight, hits) for q, hits in zip(queries, library.index.rank(queries), strict=True)
+        ]  # fmt: skip
+        sources = [source for clue in pointers for source in clue.sources]
+        if sources:
+            documents = {source.document for source in sources}
+            passages = [p for d in documents if d in library.documents for p in library.passages(d)]
+            rankings.append(("memory", POINTER_WEIGHT, point(sources, passages)))
+        self.passages = fuse(
+            rankings, library.text_of, self.generator.count, self.settings.context_tokens, list(library.documents)
+        )
+        return PassagesFound(self.strategy, self.passages)
+
+    def prompt(self, system: str, user: str, max_tokens: int, prefix: str = "", stop_at: int = 0) -> Prompt:
+        return Prompt((("system", system), ("user", user)), max_tokens, prefix, stop_at=stop_at)
+
+    def answer_prompt(self) -> Prompt:
+        """The one prompt that every strategy with passages ends in."""
+        shown = []
+        for found in self.passages:
+            name = self.library.documents[found.document].name
+            place = f"{name}, page {found.page}" if found.page else name
+            shown.append(f"[{place}]\n{found.text.strip()}")
+        user = ASK.format(passages="\n\n".join(shown), question=self.question)
+        return self.prompt(SYSTEM, user, self.settings.answer_tokens)
+
+
+def clue_queries(question: str, clues: Sequence[Clue]) -> list[Query]:
+    """The question and every clue as queries; a clue's share of the clues' weight follows from its score."""
+    shares = [2.718 ** max(-4.0, clue.score) for clue in clues]
+    total = sum(shares) or 1.0
+    queries = [Query("question", (question,))]
+    return queries + [
+        Query(clue.text, (clue.text,), CLUE_WEIGHT * share / total) for clue, share in zip(clues, shares, strict=True)
+    ]
+
+
+def memorag(ask: Ask) -> Steps:
+    """Clues from memory, then search by question and clues, then an answer from the passages."""
+    if ask.edited is None:
+        memory = ask.compose()
+        prompts = recall.prompts(ask.question, memory, ask.settings.clue_tokens)
+        streams = yield list(prompts.values())
+        ask.clues = recall.collect(dict(zip(prompts, streams, strict=True)), ask.question, memory)
+    else:
+        ask.clues = ask.edited
+    yield CluesRecalled(ask.clues, final=True)
+    yield ask.search(clue_queries(ask.question, ask.clues), ask.clues)
+    yield ask.answer_prompt()
+
+
+def rag(ask: Ask) -> Steps:
+    """The question is searched, the answer comes from the passages."""
+    yield ask.search([Query("question", (ask.question,))])
+    yield ask.answer_prompt()
+
+
+def hyde(ask: Ask) -> Steps:
+    """A passage that could answer the question is made up and searched, in the mean with the question."""
+    user = HYDE.format(question=ask.question)
+    [made_up] = yield [ask.prompt("You write plainly.", user, ask.settings.clue_tokens)]
+    yield ask.search([Query("made-up answer", tuple(t for t in (ask.question, made_up.text.strip()) if t))])
+    yield ask.answer_prompt()
+
+
+def rq_rag(ask: Ask) -> Steps:
+    """Simpler questions are made from the question; all are searched."""
+    user = REFINE.format(question=ask.question)
+    [stream] = yield [ask.prompt("You write plainly.", user, ask.settings.clue_tokens, "1. ", stop_at=4)]
+    refined = list(dict.fromkeys(stream.text[a:b] for a, b in recall.lines(stream.text)))[:3]
+    queries = [Query("question", (ask.question,))]
+    yield ask.search(queries + [Query(text, (text,), 1 / len(refined)) for text in refined])
+    yield ask.answer_prompt()
+
+
+def full_context(ask: Ask) -> Steps:
+    """The documents themselves, in order, cut (and said so) where the generator's positions end."""
+    room = ask.generator.max_positions - ask.settings.answer_tokens - ask.generator.count(ask.question) - 100
+    texts = [ask.library.text(document) for document in ask.library.documents]
+    whole = "\n\n".join(texts)
+    size = ask.generator.count(whole)
+    shown = whole
+    while (count := ask.generator.count(shown)) > room:
+        shown = shown[: int(len(shown) * room / count * 0.995)]
+    if len(shown) < len(whole):
+        ask.notes.append(f"Only the first {count:,} of {size:,} tokens fit the model; the rest was not read.")
+    user = ASK_DOCUMENT.format(document=shown, question=ask.question)
+    yield ask.prompt(SYSTEM, user, ask.settings.answer_tokens)
+
+
+def memory_only(ask: Ask) -> Steps:
+    """The memory before the question, no passages."""
+    memory = ask.compose()
+    user = ASK_MEMORY.format(question=ask.question)
+    yield Prompt((("system", recall.SYSTEM), ("user", user)), ask.settings.answer_tokens, slots=memory.slots)
+
+
+def closed_book(ask: Ask) -> Steps:
+    """What the generator knows by itself."""
+    yield ask.prompt("You are brief and exact.", ASK_NOTHING.format(question=ask.question), ask.settings.answer_tokens)
+
+
+STRATEGIES: dict[str, Callable[[Ask], Steps]] = {
+    function.__name__: function
+    for function in (memorag, rag, hyde, rq_rag, full_context, memory_only, closed_book)
+}
+DEFAULT_COMPARISON = ("memorag", "rag", "full_context", "closed_book")
+
+
+def stand_alone(question: str, history: Sequence[tuple[str, str]]) -> Prompt:
+    """The prompt that makes a follow-up question stand alone. history: (question, answer) pairs, oldest first."""
+    told = "\n".join(f"Question: {q}\nAnswer: {a[:300]}" for q, a in history[-3:])
+    user = STAND_ALONE.format(history=told, question=question)
+    return Prompt((("system", "You rewrite questions."), ("user", user)), 48, stop_at=1)
+
+
+def clean_question(question: str) -> str:
+    """The question without surrounding space.
+
+    Raises:
+        NothingToAsk: it has no letter or digit, or is longer than 2,000 characters.
+    """
+    question = " ".join(question.split())
+    if not any(c.isalnum() for c in question):
+        raise NothingToAsk("There is no question.", "Type one, then ask.")
+    if len(question) > 2000:
+        raise NothingToAsk("The question is longer than 2,000 characters.", "Put long texts in as documents.")
+    return question

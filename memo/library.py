@@ -1,0 +1,235 @@
+"""A library: documents, their memories and their passages, on disk, safe against being killed at any moment.
+
+In: documents and their memories. Out: the same, later. On disk, below one folder:
+
+    lock                                      one process at a time
+    library.json                              version, name of the Chroma collection
+    documents/<id>/text.txt, document.json, memory.safetensors
+    chroma/                                   unless a Chroma client is given
+
+A document is put together in `documents/.making-<id>` and becomes real by one rename, after its passages are in
+Chroma. What an interrupted process left (`.making-`, `.gone-`) is cleared when the library is opened.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memo.errors import LibraryBusy, UnknownDocument
+from memo.models import write_atomic
+from memo.passages import Passage
+from memo.search import BATCH, PassageIndex, connect
+
+if TYPE_CHECKING:
+    from memo.documents import Document
+    from memo.memory import DocumentMemory, Memory, MemoryModel
+    from memo.models import Embedder
+
+VERSION = 1
+MAKING, GONE = ".making-", ".gone-"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a document without loading it. bytes: of its memory; full_bytes: of a plain KV cache."""
+
+    id: str
+    name: str
+    tokens: int
+    slots: int
+    ratio: int
+    bytes: int
+    full_bytes: int
+    seconds: float
+    added: float
+    pages: int
+    characters: int
+
+
+class Library:
+    """Documents with their memories and passages. One process may have a library open at a time.
+
+    Raises:
+        LibraryBusy: another process has it open.
+    """
+
+    def __init__(self, root: Path, embedder: Any, client: Any = None, server: str = "") -> None:
+        """embedder: a function without arguments that gives the `Embedder`; it is loaded when first needed."""
+        self.root, self._embedder, self._client, self._server = root, embedder, client, server
+        self.folder = root / "documents"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (root / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise LibraryBusy(f"The library {root} is open in another process.", "Close it there first.") from None
+        about = root / "library.json"
+        if not about.exists():
+            write_atomic(about, json.dumps({"version": VERSION, "collection": f"memo-{secrets.token_hex(12)}"}))
+        self.collection = json.loads(about.read_text())["collection"]
+        self._leftovers = {
+            path.name.removeprefix(MAKING).removeprefix(GONE)
+            for path in self.folder.iterdir() if path.name.startswith((MAKING, GONE))
+        }  # fmt: skip
+        for path in list(self.folder.iterdir()):
+            if path.name.startswith((MAKING, GONE)):
+                shutil.rmtree(path, ignore_errors=True)
+        entries = [self._read_entry(path) for path in self.folder.iterdir() if (path / "document.json").exists()]
+        self.documents: dict[str, Entry] = {entry.id: entry for entry in sorted(entries, key=lambda e: e.added)}
+        self._memory: Memory | None = None
+
+    def close(self) -> None:
+        """Gives the library free for other processes."""
+        self._lock.close()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @staticmethod
+    def _read_entry(path: Path) -> Entry:
+        about = json.loads((path / "document.json").read_text(encoding="utf-8"))
+        return Entry(**about["entry"])
+
+    @cached_property
+    def index(self) -> PassageIndex:
+        """The passages in Chroma, brought in line with the documents when first used."""
+        client = self._client or connect(self.root / "chroma", self._server)
+        index = PassageIndex(client, self.collection, self._embedder())
+        for document in self._leftovers - set(self.documents):
+            index.remove(document)
+        if index.count() != sum(len(self.passages(d)) for d in self.documents):
+            there = index.documents()  # the database was lost or changed behind our back
+            for document in there - set(self.documents):
+                index.remove(document)
+            for document in self.documents:
+                index.remove(document)
+                index.add(self.passages(document))
+        return index
+
+    def text(self, document: str) -> str:
+        return (self.folder / document / "text.txt").read_bytes().decode()
+
+    def text_of(self, document: str, start: int, end: int) -> str:
+        return self.text(document)[start:end]
+
+    def passages(self, document: str) -> list[Passage]:
+        """The passages of a document, in its order."""
+        about = json.loads((self.folder / document / "document.json").read_text(encoding="utf-8"))
+        text = self.text(document)
+        return [Passage(document, start, end, page, text[start:end]) for start, end, page in about["passages"]]
+
+    def find(self, name: str) -> Entry:
+        """A document by its id or its name.
+
+        Raises:
+            UnknownDocument: there is none, or several of that name.
+        """
+        if name in self.documents:
+            return self.documents[name]
+        named = [entry for entry in self.documents.values() if entry.name == name]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            ids = ", ".join(entry.id for entry in named)
+            raise UnknownDocument(f"Several documents are named {name!r}.", f"Give the id: {ids}.")
+        raise UnknownDocument(f"There is no document {name!r} here.", "See: memo documents")
+
+    @contextmanager
+    def making(self, document: str) -> Iterator[Path]:
+        """A folder to put a document together in; it is gone afterwards, whether `commit` was reached or not."""
+        path = self.folder / f"{MAKING}{document}"
+        path.mkdir(exist_ok=True)
+        try:
+            yield path
+        finally:
+            if path.exists():
+                shutil.rmtree(path)
+                if document not in self.documents:
+                    self.index.remove(document)
+
+    def add_passages(self, passages: list[Passage]) -> Iterator[int]:
+        """Puts passages into Chroma, batch by batch; yields how many are in."""
+        for start in range(0, len(passages), BATCH):
+            self.index.add(passages[start : start + BATCH])
+            yield min(start + BATCH, len(passages))
+
+    def commit(
+        self, path: Path, document: Document, passages: list[Passage], memory: DocumentMemory, seconds: float
+    ) -> Entry:
+        """Makes the document in `path` (see `making`) real, in place of an earlier one of the same id."""
+        from memo import memory_file
+
+        entry = Entry(
+            document.id, document.name, memory.tokens, memory.slots, memory.ratio, memory.bytes, memory.full_bytes,
+            round(seconds, 3), time.time(), len(document.pages), len(document.text),
+        )  # fmt: skip
+        about = {"entry": asdict(entry), "passages": [(p.start, p.end, p.page) for p in passages]}
+        (path / "text.txt").write_bytes(document.text.encode())
+        memory_file.save(memory, path / "memory.safetensors")
+        write_atomic(path / "document.json", json.dumps(about, ensure_ascii=False))
+        home = self.folder / document.id
+        if home.exists():  # the same document at another ratio: file by file, each whole at any moment
+            for name in ("memory.safetensors", "document.json"):
+                (path / name).replace(home / name)
+        else:
+            path.rename(home)
+        self.documents[document.id] = entry
+        if self._memory is not None:
+            self._memory.add(memory)
+        return entry
+
+    def remove(self, document: str) -> None:
+        """Takes a document out: its text, its memory, its passages."""
+        gone = self.folder / f"{GONE}{document}"
+        (self.folder / document).rename(gone)
+        del self.documents[document]
+        if self._memory is not None and document in self._memory:
+            self._memory.remove(document)
+        self.index.remove(document)
+        shutil.rmtree(gone)
+
+    def memory(self, model: MemoryModel) -> Memory:
+        """The memories of all documents, loaded when first asked for.
+
+        Raises:
+            DamagedMemory, WrongModel: a document's memory cannot be used; the error names the document.
+        """
+        from memo import memory_file
+        from memo.memory import Memory
+
+        memory = self._memory or Memory(model)
+        for document, entry in self.documents.items():
+            if document not in memory:
+                try:
+                    memory.add(memory_file.load(self.folder / document / "memory.safetensors", model))
+                except memory_file.MemoryFileError as error:
+                    raise type(error)(f"{entry.name}: {error.message}", error.hint) from None
+        self._memory = memory
+        return memory
+
+    def destroy(self) -> None:
+        """Deletes everything: documents, memories, the collection in Chroma."""
+        self.index.drop()
+        self.documents.clear()
+        self._memory = None
+        self.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

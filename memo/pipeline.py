@@ -1,0 +1,376 @@
+"""MemoRAG, end to end: memorize documents, ask, compare, forget. Knows nothing of who is looking.
+
+In: files and questions. Out: events (`memo.events`), in the order things happen. All strategies of a comparison advance
+together: whatever prompts they want next join one running batch, so their answers stream side by side.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memo import clues as recall
+from memo.answers import STRATEGIES, Ask, Steps, clean_question, stand_alone
+from memo.cite import cite
+from memo.errors import Cancelled, MemoError, NothingToAsk, SettingsError
+from memo.events import (
+    Answer, AnswerDone, AnswerFailed, AnswerText, Clue, CluesRecalled, DocumentProgress, Event, PassagesFound, Rewritten,
+)  # fmt: skip
+from memo.generate import Generator, Prompt, Run, Stream
+from memo.library import Library, text_hash
+from memo.settings import Settings
+
+if TYPE_CHECKING:
+    from memo.documents import Document
+    from memo.memory import MemoryModel
+    from memo.models import Embedder
+
+
+class Models:
+    """The models of one process, loaded when first needed and shared by everybody."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._loading = threading.RLock()
+
+    def memory_model(self) -> MemoryModel:
+        with self._loading:
+            return self._memory_model
+
+    def generator(self) -> Generator:
+        with self._loading:
+            return self._generator
+
+    def embedder(self) -> Embedder:
+        with self._loading:
+            return self._embedder
+
+    @cached_property
+    def _memory_model(self) -> MemoryModel:
+        from memo.attention import MemoryWeights
+        from memo.memory import MemoryModel
+        from memo.models import load_language_model
+
+        model, tokenizer = load_language_model(self.settings.memory_model, self.settings)
+        weights = None
+        if self.settings.memory_weights:
+            weights = MemoryWeights.load(Path(self.settings.memory_weights), model)
+        return MemoryModel(model, tokenizer, weights)
+
+    @cached_property
+    def _generator(self) -> Generator:
+        from memo.generate import EndpointGenerator, LocalGenerator
+        from memo.models import display_name, load_language_model
+
+        settings = self.settings
+        if settings.endpoint_url:
+            if not settings.endpoint_model:
+                raise SettingsError("MEMO_ENDPOINT_MODEL is empty.", "Name the model the endpoint shall use.")
+            return EndpointGenerator(settings.endpoint_url, settings.endpoint_model, settings.endpoint_key)
+        if settings.generator in ("", settings.memory_model):
+            return LocalGenerator(self.memory_model(), display_name(settings.memory_model))
+        from memo.memory import MemoryModel
+
+        return LocalGenerator(
+            MemoryModel(*load_language_model(settings.generator, settings)), display_name(settings.generator)
+        )
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        from memo.models import Embedder
+
+        return Embedder(self.settings)
+
+    def names(self) -> dict[str, str]:
+        """What answers say about the models they come from."""
+        from memo.models import display_name
+
+        weights = Path(self.settings.memory_weights).stem if self.settings.memory_weights else "untrained"
+        return {
+            "memory": display_name(self.settings.memory_model),
+            "memory_weights": weights,
+            "generator": self.generator().name,
+            "embedder": self.embedder().name,
+        }
+
+
+class Stop:
+    """A person's wish to end: everything, or one strategy's answer. May be set from any thread."""
+
+    def __init__(self) -> None:
+        self._all, self._some = False, set[str]()
+
+    def all(self) -> None:
+        self._all = True
+
+    def one(self, strategy: str) -> None:
+        self._some.add(strategy)
+
+    def wanted(self, strategy: str = "") -> bool:
+        return self._all or strategy in self._some
+
+
+@dataclass
+class _Task:
+    """A strategy at work: what it waits for, and what came of it."""
+
+    ask: Ask
+    steps: Steps
+    streams: list[Stream] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    shown: str = ""
+    answering: bool = False
+    extra: int = 0  # prompt tokens of the steps before the answer
+
+
+class MemoRAG:
+    """One library and the models, as verbs."""
+
+    def __init__(self, library: Library, models: Models, settings: Settings) -> None:
+        self.library, self.models, self.settings = library, models, settings
+
+    # --- documents ---
+
+    def memorize(
+        self, documents: Iterable[Document], ratio: int | None = None, stop: Stop | None = None
+    ) -> Iterator[DocumentProgress]:
+        """Indexes and memorizes documents one after another. A document that fails leaves nothing behind; the others
+        go on. One that is there already, at the same ratio, is ready at once."""
+        for document in documents:
+            try:
+                yield from self._memorize(document, ratio or self.settings.ratio, stop or Stop())
+            except MemoError as error:
+                yield DocumentProgress(document.name, "failed", document.id, error=error)
+
+    def _memorize(self, document: Document, ratio: int, stop: Stop) -> Iterator[DocumentProgress]:
+        from memo.memory import DocumentMemory, Reading
+        from memo.passages import split
+
+        known = self.library.documents.get(document.id)
+        model = self.models.memory_model()
+        wanted = ratio
+        if known:
+            wanted = model.fitting_ratio(known.tokens, ratio, self.settings.window)
+        if known and known.ratio == wanted and self._usable(document.id):
+            yield DocumentProgress(
+                document.name, "ready", document.id, known.tokens, known.tokens, known.slots, known.ratio
+            )
+            return
+        began = time.monotonic()
+        embedder = self.models.embedder()
+        passages = split(document, embedder.tokenizer, min(self.settings.passage_tokens, embedder.max_tokens - 2))
+        with self.library.making(document.id) as path:
+            yield DocumentProgress(document.name, "indexing", document.id, 0, len(passages))
+            for done in self.library.add_passages(passages):
+                self._continue(stop)
+                yield DocumentProgress(document.name, "indexing", document.id, done, len(passages))
+            memory = None
+            steps = model.memorize(
+                document.text, document.id, ratio, self.settings.window, text_sha256=text_hash(document.text)
+            )
+            for step in steps:
+                self._continue(stop)
+                if isinstance(step, Reading):
+                    yield DocumentProgress(
+                        document.name, "memorizing", document.id, step.done, step.total, step.slots, step.ratio
+                    )
+                else:
+                    memory = step
+            assert isinstance(memory, DocumentMemory)
+            entry = self.library.commit(path, document, passages, memory, time.monotonic() - began)
+        yield DocumentProgress(
+            document.name, "ready", document.id, entry.tokens, entry.tokens, entry.slots, entry.ratio
+        )
+
+    def _usable(self, document: str) -> bool:
+        """Whether the stored memory of a document can be loaded by the models of today."""
+        with suppress(MemoError):
+            return document in self.library.memory(self.models.memory_model())
+        return False
+
+    @staticmethod
+    def _continue(stop: Stop) -> None:
+        if stop.wanted():
+            raise Cancelled("Stopped.")
+
+    def forget(self, name: str) -> str:
+        """Takes a document (by id or name) out of the library. Returns its id.
+
+        Raises:
+            UnknownDocument: there is no such document.
+        """
+        entry = self.library.find(name)
+        self.library.remove(entry.id)
+        return entry.id
+
+    # --- questions ---
+
+    def ask(
+        self, question: str, strategy: str = "memorag", history: Sequence[tuple[str, str]] = (),
+        clues: Sequence[Clue] | None = None, stop: Stop | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Answers a question by one strategy; yields events, last `AnswerDone` or `AnswerFailed`."""
+        yield from self.compare(question, (strategy,), history, clues, stop)
+
+    def compare(
+        self, question: str, strategies: Sequence[str], history: Sequence[tuple[str, str]] = (),
+        clues: Sequence[Clue] | None = None, stop: Stop | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Answers a question by several strategies at once, in one batch.
+
+        history: earlier (question, answer) pairs, oldest first. clues: in place of recalling, the clues to search by.
+
+        Raises:
+            NothingToAsk: no question, or no document in the library; SettingsError: an unknown strategy.
+        """
+        question, stop, began = clean_question(question), stop or Stop(), time.monotonic()
+        for strategy in strategies:
+            if strategy not in STRATEGIES:
+                raise SettingsError(f"No strategy is named {strategy!r}.", f"Choose from: {', '.join(STRATEGIES)}.")
+        if not self.library.documents and set(strategies) != {"closed_book"}:
+            raise NothingToAsk("There is no document to ask about yet.", "Add one first.")
+        runs = _Runs(self.models)
+        try:
+            asked = question
+            if history:
+                asked = yield from self._stand_alone(question, history, runs, stop)
+            tasks = {
+                name: _Task(ask := self._new_ask(asked, name, clues), STRATEGIES[name](ask))
+                for name in dict.fromkeys(strategies)
+            }
+            yield from self._work(tasks, runs, stop, began)
+        finally:
+            runs.close()
+
+    def _new_ask(self, question: str, strategy: str, clues: Sequence[Clue] | None) -> Ask:
+        edited = tuple(clues) if clues is not None else None
+        generator = self.models.generator()
+        return Ask(question, strategy, self.settings, self.library, generator, self.models.memory_model, edited)
+
+    @staticmethod
+    def _stand_alone(
+        question: str, history: Sequence[tuple[str, str]], runs: _Runs, stop: Stop
+    ) -> Iterator[Event]:  # returns the question
+        stream = runs.add(stand_alone(question, history))
+        while runs.step():
+            if stop.wanted():
+                stream.stop()
+        rewritten = " ".join(stream.text.strip().split("\n")[0].split()).removeprefix("Question:").strip()
+        if stream.error or len(rewritten) < 8 or "?" not in rewritten and "?" in question:
+            rewritten = f"{question} ({history[-1][0]})"  # the model gave no question: both, then
+        yield Rewritten(rewritten)
+        return rewritten
+
+    def _work(self, tasks: dict[str, _Task], runs: _Runs, stop: Stop, began: float) -> Iterator[Event]:
+        for name in list(tasks):
+            yield from self._advance(name, tasks, None, runs, began)
+        clue_texts = 0
+        while tasks:
+            for name, task in tasks.items():
+                if stop.wanted(name):
+                    for stream in task.streams:
+                        stream.stop()
+            runs.step()
+            for name, task in list(tasks.items()):
+                if not task.answering and name == "memorag":
+                    size = sum(len(s.text) for s in task.streams)
+                    if size != clue_texts and task.ask.memory is not None:
+                        clue_texts = size
+                        kinds = dict(zip(recall.KINDS, task.streams, strict=False))
+                        if found := recall.collect(kinds, task.ask.question, task.ask.memory):
+                            task.timings.setdefault("first_clue", time.monotonic() - began)
+                            yield CluesRecalled(found, final=False)
+                if task.answering and task.streams[0].text != task.shown:
+                    task.shown = task.streams[0].text
+                    task.timings.setdefault("first_token", time.monotonic() - began)
+                    yield AnswerText(name, task.shown)
+                if all(stream.done for stream in task.streams):
+                    yield from self._advance(name, tasks, task.streams, runs, began)
+
+    def _advance(
+        self, name: str, tasks: dict[str, _Task], streams: list[Stream] | None, runs: _Runs, began: float
+    ) -> Iterator[Event]:
+        """Gives a strategy what it waited for, and takes what it wants next; at its end, its answer."""
+        task = tasks[name]
+        try:
+            for stream in streams or []:
+                if stream.error:
+                    raise stream.error
+            if task.answering:
+                tasks.pop(name)
+                yield AnswerDone(name, self._answer(task, time.monotonic() - began))
+                return
+            task.extra += sum(stream.prompt_tokens for stream in task.streams)
+            item = task.steps.send(streams)  # type: ignore[arg-type]
+            while not isinstance(item, list | Prompt):
+                moment = {CluesRecalled: "clues", PassagesFound: "passages"}[type(item)]
+                task.timings[moment] = time.monotonic() - began
+                yield item
+                item = next(task.steps)
+            task.answering = isinstance(item, Prompt)
+            task.streams = [runs.add(prompt) for prompt in ([item] if isinstance(item, Prompt) else item)]
+        except MemoError as error:
+            tasks.pop(name, None)
+            for stream in task.streams:
+                stream.stop()
+            yield AnswerFailed(name, error)
+
+    def _answer(self, task: _Task, seconds: float) -> Answer:
+        [stream], ask = task.streams, task.ask
+        text = stream.text.strip()
+        timings = {moment: round(value, 3) for moment, value in (task.timings | {"total": seconds}).items()}
+        return Answer(
+            ask.question, ask.strategy, text, ask.clues, ask.passages, cite(text, ask.passages), timings,
+            stream.prompt_tokens + task.extra, stream.tokens, self.models.names(), tuple(ask.notes), stream._stop,
+        )  # fmt: skip
+
+
+class _Runs:
+    """The generator's run, and the memory model's where that is another one: a prompt with slots goes to the latter."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self._runs: dict[int, Run] = {}
+
+    def add(self, prompt: Prompt) -> Stream:
+        generator = self.models.generator()
+        if prompt.slots is not None and getattr(generator, "model", None) is not self.models.memory_model():
+            generator = self.recaller
+        if id(generator) not in self._runs:
+            self._runs[id(generator)] = generator.open()
+        return self._runs[id(generator)].add(prompt)
+
+    @cached_property
+    def recaller(self) -> Generator:
+        from memo.generate import LocalGenerator
+
+        return LocalGenerator(self.models.memory_model(), "memory")
+
+    def step(self) -> bool:
+        return any([run.step() for run in self._runs.values()])
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.close()
+
+
+def finish(events: Iterator[Event], each: Callable[[Event], None] = lambda event: None) -> dict[str, Answer]:
+    """Runs `ask` or `compare` to the end. Returns the answers by strategy.
+
+    Raises:
+        MemoError: the first strategy that failed.
+    """
+    answers: dict[str, Answer] = {}
+    for event in events:
+        each(event)
+        if isinstance(event, AnswerDone):
+            answers[event.strategy] = event.answer
+        if isinstance(event, AnswerFailed):
+            raise event.error
+    return answers
