@@ -79,7 +79,7 @@ def parse(kind: str, stream: Stream, question: str, memory: Composed, background
     for start, end in spans:
         piece = text[start:end].strip()
         key = key_of(piece)
-        if len(key) < 4 or any(key in other or other in key and len(other) > 0.8 * len(key) for other in seen):
+        if len(key) < 4 or any(key in other or (other in key and len(other) > 0.8 * len(key)) for other in seen):
             continue
         seen.add(key)
         ends = [0, *(mark for mark, _ in stream.marks)]

@@ -34,7 +34,6 @@ from memo.search import BATCH, PassageIndex, connect
 if TYPE_CHECKING:
     from memo.documents import Document
     from memo.memory import DocumentMemory, Memory, MemoryModel
-    from memo.models import Embedder
 
 VERSION = 1
 MAKING, GONE = ".making-", ".gone-"

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from memo.errors import DamagedMemory, MemoryFileError, WrongModel
+from memo.errors import DamagedMemory, WrongModel
 from memo.memory import DocumentMemory, MemoryModel
 
 VERSION = "1"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,20 @@ from memo.answers import STRATEGIES, Ask, Steps, clean_question, stand_alone
 from memo.cite import cite
 from memo.errors import Cancelled, MemoError, NothingToAsk, SettingsError
 from memo.events import (
-    Answer, AnswerDone, AnswerFailed, AnswerText, Clue, CluesRecalled, DocumentProgress, Event, PassagesFound, Rewritten,
+    Answer,
+    AnswerDone,
+    AnswerFailed,
+    AnswerText,
+    Clue,
+    CluesRecalled,
+    DocumentProgress,
+    Event,
+    PassagesFound,
+    Rewritten,
 )  # fmt: skip
 from memo.generate import Generator, Prompt, Run, Stream
 from memo.library import Library, text_hash
-from memo.settings import Settings
+from memo.settings import Settings, from_environment
 
 if TYPE_CHECKING:
     from memo.documents import Document
@@ -138,15 +147,28 @@ class MemoRAG:
     # --- documents ---
 
     def memorize(
-        self, documents: Iterable[Document], ratio: int | None = None, stop: Stop | None = None
+        self, documents: Iterable[Document | str | Path], ratio: int | None = None, stop: Stop | None = None
     ) -> Iterator[DocumentProgress]:
-        """Indexes and memorizes documents one after another. A document that fails leaves nothing behind; the others
-        go on. One that is there already, at the same ratio, is ready at once."""
+        """Reads, indexes and memorizes files or documents one after another. One that fails leaves nothing behind; the
+        others go on. One that is there already, at the same ratio, is ready at once."""
+        from memo.documents import clean_name
+
         for document in documents:
+            name, known = (clean_name(Path(document).name), "") if isinstance(document, str | Path) else (document.name, document.id)
             try:
+                if isinstance(document, str | Path):
+                    yield DocumentProgress(name, "reading")
+                    document = self.read(document)
+                    name, known = document.name, document.id
                 yield from self._memorize(document, ratio or self.settings.ratio, stop or Stop())
             except MemoError as error:
-                yield DocumentProgress(document.name, "failed", document.id, error=error)
+                yield DocumentProgress(name, "failed", known, error=error)
+
+    def read(self, path: str | Path) -> Document:
+        """A file as a document, within the limits of the settings. Raises a DocumentError."""
+        from memo.documents import read_document
+
+        return read_document(path, max_bytes=self.settings.max_file_mb << 20, max_pages=self.settings.max_pages)
 
     def _memorize(self, document: Document, ratio: int, stop: Stop) -> Iterator[DocumentProgress]:
         from memo.memory import DocumentMemory, Reading
@@ -262,7 +284,7 @@ class MemoRAG:
             if stop.wanted():
                 stream.stop()
         rewritten = " ".join(stream.text.strip().split("\n")[0].split()).removeprefix("Question:").strip()
-        if stream.error or len(rewritten) < 8 or "?" not in rewritten and "?" in question:
+        if stream.error or len(rewritten) < 8 or ("?" not in rewritten and "?" in question):
             rewritten = f"{question} ({history[-1][0]})"  # the model gave no question: both, then
         yield Rewritten(rewritten)
         return rewritten
@@ -353,11 +375,24 @@ class _Runs:
         return LocalGenerator(self.models.memory_model(), "memory")
 
     def step(self) -> bool:
-        return any([run.step() for run in self._runs.values()])
+        return any([run.step() for run in self._runs.values()])  # noqa: C419 (every run shall step)
 
     def close(self) -> None:
         for run in self._runs.values():
             run.close()
+
+
+@contextmanager
+def open_library(folder: str | Path, settings: Settings | None = None) -> Iterator[MemoRAG]:
+    """The library in a folder, made if it is not there, with the models of the settings (the environment's if None).
+
+    Raises:
+        LibraryBusy: another process has it open.
+    """
+    settings = settings or from_environment()
+    models = Models(settings)
+    with Library(Path(folder), models.embedder, server=settings.chroma) as library:
+        yield MemoRAG(library, models, settings)
 
 
 def finish(events: Iterator[Event], each: Callable[[Event], None] = lambda event: None) -> dict[str, Answer]:

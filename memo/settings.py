@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from memo.errors import SettingsError
@@ -54,8 +54,8 @@ class Settings:
     session_minutes: int = 60
 
     # places
-    cache: Path = default_cache()
-    data: Path = default_cache() / "sessions"  # the app's visitors; emptied when the app starts
+    cache: Path = field(default_factory=default_cache)
+    data: Path = field(default_factory=lambda: default_cache() / "sessions")  # the app's visitors; emptied when the app starts
     host: str = "127.0.0.1"
     port: int = 7860
 
@@ -78,7 +78,7 @@ def _parse(name: str, kind: str, text: str) -> object:
         try:
             number = int(text)
         except ValueError:
-            raise SettingsError(f"{name} is {text!r}, which is not a whole number.", f"Set {name} to a number.") from None
+            raise SettingsError(f"{name} is {text!r}.", "It must be a whole number.") from None
         if number < 1 and name != "MEMO_PORT":
             raise SettingsError(f"{name} is {number}; it must be at least 1.")
         return number
@@ -96,9 +96,9 @@ def from_environment(environment: Mapping[str, str] | None = None, **overrides: 
     if preset not in PRESETS:
         raise SettingsError(f"MEMO_PRESET is {preset!r}.", f"It must be one of {', '.join(PRESETS)}.")
     chosen: dict[str, object] = {}
-    for field in fields(Settings):
-        name = f"MEMO_{field.name.upper()}"
-        text = environment.get(name, PRESETS[preset].get(field.name))
+    for known in fields(Settings):
+        name = f"MEMO_{known.name.upper()}"
+        text = environment.get(name, PRESETS[preset].get(known.name))
         if text is not None:
-            chosen[field.name] = _parse(name, str(field.type), text)
+            chosen[known.name] = _parse(name, str(known.type), text)
     return Settings(**{**chosen, **overrides})  # type: ignore[arg-type]

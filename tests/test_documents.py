@@ -2,9 +2,10 @@
 
 import codecs
 import io
-import os
 import random
+import shutil
 import struct
+import sys
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,7 @@ def make_raw_pdf(content):
     objects = [
         b"<</Type/Catalog/Pages 2 0 R>>",
         b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 99 99]/Contents 4 0 R/Resources<<>>>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 99 99]/Contents 4 0 R/Resources<</Font<<>>>>>>",
         b"<</Length %d/Filter/FlateDecode>>stream\n%s\nendstream" % (len(packed), packed),
     ]
     out, places = b"%PDF-1.4\n", []
@@ -422,7 +423,7 @@ def test_a_file_that_takes_too_long(monkeypatch):
         read(make_pdf("text"), "a.pdf")
 
 
-@pytest.mark.skipif(os.uname().sysname != "Linux", reason="elsewhere memory cannot be limited")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory cannot be limited")
 def test_a_file_that_takes_too_much_memory(monkeypatch):
     monkeypatch.setattr(documents, "MEMORY_LIMIT", 400 * 1024**2)
     with pytest.raises((DocumentTooLarge, CorruptDocument)):  # the process may die before it can say why
@@ -430,7 +431,7 @@ def test_a_file_that_takes_too_much_memory(monkeypatch):
 
 
 def test_a_reader_that_dies(monkeypatch):
-    monkeypatch.setattr(documents.sys, "executable", "/bin/false")
+    monkeypatch.setattr(documents.sys, "executable", shutil.which("false"))
     with pytest.raises(CorruptDocument):
         read(make_pdf("text"), "a.pdf")
 

@@ -1,0 +1,59 @@
+# `make help` explains. Everything is installed into .venv; the embedded models go into the cache folder (~/.cache/memo).
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 7860
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+export GRADIO_ANALYTICS_ENABLED := False
+# threads that wait sleep instead of spinning: on a shared machine two spinning teams stop each other
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help setup demo test lint clean
+
+help:  ## this text
+	@echo "make demo    set up, then start the app on http://$(HOST):$(PORT) (HOST=…, PORT=… change it)"
+	@echo "make test    set up, install what the tests need, run ruff and every test"
+	@echo "make setup   set up only: .venv, requirements.txt, the embedded models"
+	@echo "make lint    ruff alone"
+	@echo "make clean   delete .venv (the models in the cache folder stay)"
+
+# rebuilt only when the requirements change: the second `make demo` needs no network
+$(BIN)/.installed: requirements.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed (PYTHON=/path/to/python3.12 make …)"; exit 2; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(BIN)/.tested: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+setup: $(BIN)/.installed  ## the environment and the embedded models
+	@$(BIN)/python -m memo.models
+
+demo: setup  ## the app
+	@HOST=$(HOST) PORT=$(PORT) $(BIN)/python app.py
+
+# the browser tests need a Chromium; where apt is at hand it is installed, else the error says what is missing
+chromium:
+	@command -v chromium chromium-browser google-chrome > /dev/null || { \
+		command -v apt-get > /dev/null || { echo "Install Chromium for the browser tests."; exit 2; }; \
+		SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$SUDO apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
+.PHONY: chromium
+
+lint: $(BIN)/.tested
+	$(BIN)/ruff check .
+
+test: setup $(BIN)/.tested chromium lint  ## ruff and every test
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV)

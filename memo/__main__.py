@@ -1,0 +1,7 @@
+"""`python -m memo`."""
+
+import sys
+
+from memo.cli import main
+
+sys.exit(main())
