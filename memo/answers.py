@@ -45,8 +45,8 @@ STAND_ALONE = (
     "Write only the question.\n\n{history}\nLast question: {question}"
 )
 
-CLUE_WEIGHT = 1.0  # of all clues together; the question's own ranking has 1
-POINTER_WEIGHT = 0.5  # of where the clues looked
+CLUE_WEIGHT = 0.5  # of all clues together; the question's own ranking has 1
+POINTER_WEIGHT = 0.25  # of where the clues looked
 
 Steps = Generator[Event | list[Prompt] | Prompt, list[Stream], None]
 
@@ -123,7 +123,10 @@ def memorag(ask: Ask) -> Steps:
     if ask.edited is None:
         memory = ask.compose()
         prompts = recall.prompts(ask.question, memory, ask.settings.clue_tokens)
-        streams = yield list(prompts.values())
+        first = [] if memory.usual is not None else [recall.neutral(memory)]  # once for each set of documents
+        streams = yield [*prompts.values(), *first]
+        if first:
+            memory.usual = recall.background([streams.pop()])
         ask.clues = recall.collect(dict(zip(prompts, streams, strict=True)), ask.question, memory)
     else:
         ask.clues = ask.edited

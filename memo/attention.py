@@ -117,14 +117,17 @@ def _within(visible: Tensor | None, count: int, total: int, window: int | None, 
         return visible
     if visible is None:
         visible = torch.ones(count, total, dtype=torch.bool, device=device).tril(total - count)
-    return visible.triu(total - count - window + 1)
+    # every token, a memory token too, sees all that is before it and itself: how many these are tells its position
+    position = visible.sum(dim=1, keepdim=True) - 1  # (T, 1)
+    return visible & (torch.arange(total, device=device) > position - window)
 
 
 def _read(row: Row, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Tensor | None,
           window: int | None) -> Tensor:  # fmt: skip
     """T new tokens of one sequence. query (1, H, T, D) -> (1, H, T, D)."""
     keys, values = row.append(layer, key, value)
-    if row.slots is None and query.shape[2] == 1:  # one token sees everything: its heads are the queries, (1, J, G, D)
+    if row.slots is None and visible is None and query.shape[2] == 1:
+        # one token sees everything: its heads are the queries, (1, J, G, D)
         start = 0 if window is None else max(0, keys.shape[2] - window)
         packed = query.view(1, keys.shape[1], -1, query.shape[3])
         out = scaled_dot_product_attention(packed, keys[:, :, start:], values[:, :, start:], scale=scaling)

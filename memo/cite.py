@@ -1,7 +1,7 @@
 """Citations: sentence of an answer -> the span of a passage that supports it, without asking a language model.
 
-In: an answer and its passages. Out: `Citation`s with exact character spans on both sides. A sentence of the answer and a
-sentence of a passage are compared by the words they share, rare words counting more:
+In: an answer and its passages. Out: `Citation`s with exact character spans on both sides. A sentence of the answer and
+a sentence of a passage are compared by the words they share, rare words counting more:
 
     support(a, p) = sum of idf(w) over words in both / sum of idf(w) over words of a
 

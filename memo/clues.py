@@ -1,7 +1,7 @@
 """Clues: what a question brings back from memory, before anything is looked up.
 
-In: a question and a composed memory. Out: clues of four kinds, each with a score and the stretches of the documents its
-tokens looked at. All kinds are generated in one batch over one memory, which is left as it was.
+In: a question and a composed memory. Out: clues of four kinds, each with a score and the stretches of the documents
+its tokens looked at. All kinds are generated in one batch over one memory, which is left as it was.
 
 Source: MemoRAG (arXiv 2409.05591v3), section 2.2, y = Theta_mem(q | theta_mem). Ours: language-neutral parsing, scores,
 and the attention of a clue's tokens on the memory slots, which says where a clue comes from (a pointer that needs no
@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "draft": ("Answer from the document above, in one sentence.\n\nQuestion: {}", ""),
     "key": ("List the key points of the document above that matter for this question, one a line: {}", "- "),
 }
+NEUTRAL = KINDS["draft"][0].format("What is this document about?")
 LINES = 3  # clues of one kind at most
 NEAR = 6  # slots whose attention is looked at together: about a sentence or two
 SOURCES = 5  # places a clue points to at most
@@ -47,6 +48,11 @@ def prompts(question: str, memory: Composed, max_tokens: int) -> dict[str, Promp
         )
         for kind, (ask, prefix) in KINDS.items()
     }  # fmt: skip
+
+
+def neutral(memory: Composed) -> Prompt:
+    """A prompt about nothing in particular: what its tokens look at, every clue's tokens look at."""
+    return Prompt((("system", SYSTEM), ("user", NEUTRAL)), 32, slots=memory.slots, watch=True)
 
 
 def key_of(text: str) -> str:
@@ -71,7 +77,7 @@ def lines(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def parse(kind: str, stream: Stream, question: str, memory: Composed, background: torch.Tensor | None) -> list[Clue]:
+def parse(kind: str, stream: Stream, question: str, memory: Composed, usual: torch.Tensor | None) -> list[Clue]:
     """The clues in one stream (finished or not): at most `LINES`, without echoes of the question or repeats."""
     text = stream.text
     spans = [(0, len(text.rstrip()))] if kind == "draft" else lines(text)
@@ -85,12 +91,12 @@ def parse(kind: str, stream: Stream, question: str, memory: Composed, background
         ends = [0, *(mark for mark, _ in stream.marks)]
         tokens = [i for i in range(len(stream.marks)) if ends[i + 1] > start and ends[i] < end]
         score = sum(stream.marks[i][1] for i in tokens) / max(1, len(tokens))
-        clues.append(Clue(piece, kind, score, sources(stream, tokens, memory, background)))
+        clues.append(Clue(piece, kind, score, sources(stream, tokens, memory, usual)))
     return clues[:LINES]
 
 
 def background(streams: list[Stream]) -> torch.Tensor | None:
-    """(layers, M) attention of all generated tokens of a batch, on average: what every clue looks at, whatever it says."""
+    """(layers, M) attention on the slots, the mean of all generated tokens of some streams."""
     import torch
 
     every = [mass for stream in streams for mass in stream.mass]
@@ -98,17 +104,19 @@ def background(streams: list[Stream]) -> torch.Tensor | None:
 
 
 def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Tensor | None) -> tuple[Source, ...]:
-    """The stretches of the documents that these generated tokens looked at more than the others did, strongest first.
+    """The stretches of the documents that these generated tokens looked at more than usual, strongest first.
 
-    Token i was chosen while token i - 1 looked, hence the shift.
+    strength(slot) = mean over layers of max(0, a - u) / sqrt(u), with a the tokens' mean attention on the slot and u the
+    usual one: a slot that is always looked at (the latest, a full stop) says little. Token i was chosen while token
+    i - 1 looked, hence the shift.
     """
     import torch
 
     looks = [stream.mass[i - 1] for i in tokens if 0 < i <= len(stream.mass)]
     if not looks or usual is None:
         return ()
-    more = torch.stack(looks).mean(dim=0) - usual  # (layers, M)
-    strength = more.clamp(min=0).mean(dim=0)  # (M,)
+    more = (torch.stack(looks).mean(dim=0) - usual).clamp(min=0)  # (layers, M)
+    strength = (more / (usual + 1e-6).sqrt()).mean(dim=0)  # (M,)
     starts = torch.cat([torch.tensor([True]), memory.owners[1:] != memory.owners[:-1]])
     strength[starts] = 0  # a document's first slot is its attention sink: it draws attention without meaning anything
     kernel = min(NEAR, len(strength))
@@ -135,9 +143,8 @@ def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Te
 
 def collect(streams: dict[str, Stream], question: str, memory: Composed) -> tuple[Clue, ...]:
     """All clues of a batch, without repeats across kinds. Works on unfinished streams too."""
-    usual = background(list(streams.values())) if all(s.done for s in streams.values()) else None
     clues: dict[str, Clue] = {}
     for kind, stream in streams.items():
-        for clue in parse(kind, stream, question, memory, usual):
+        for clue in parse(kind, stream, question, memory, memory.usual):
             clues.setdefault(key_of(clue.text), clue)
     return tuple(clues.values())

@@ -102,7 +102,9 @@ class LocalGenerator:
         tokenizer, config = model.tokenizer, model.model.generation_config
         ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
         self.ends = set(ends if isinstance(ends, list) else [ends])
-        self._special = re.compile("|".join(map(re.escape, sorted(tokenizer.all_special_tokens, key=len)[::-1])) or "$^")
+        # all tokens that stand beside the vocabulary: transformers counts only a few of them as special
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()}
+        self._special = re.compile("|".join(map(re.escape, sorted(added, key=len)[::-1])) or "$^")
 
     def open(self) -> LocalRun:
         return LocalRun(self)
@@ -222,7 +224,7 @@ class LocalRun:
         self._decodings.clear()
 
 
-# --- an OpenAI-compatible endpoint -------------------------------------------------------------------------------------
+# --- an OpenAI-compatible endpoint -----------------------------------------------------------------------------------
 
 
 class EndpointGenerator:

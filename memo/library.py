@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memo.errors import LibraryBusy, UnknownDocument
+from memo.errors import LibraryBusy, MemoryFileError, UnknownDocument
 from memo.models import write_atomic
 from memo.passages import Passage
 from memo.search import BATCH, PassageIndex, connect
@@ -83,6 +83,8 @@ class Library:
             for path in self.folder.iterdir() if path.name.startswith((MAKING, GONE))
         }  # fmt: skip
         for path in list(self.folder.iterdir()):
+            if path.name.startswith(MAKING):
+                self._finish_replacing(path)
             if path.name.startswith((MAKING, GONE)):
                 shutil.rmtree(path, ignore_errors=True)
         entries = [self._read_entry(path) for path in self.folder.iterdir() if (path / "document.json").exists()]
@@ -98,6 +100,12 @@ class Library:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _finish_replacing(self, path: Path) -> None:
+        """Where `commit` was interrupted after the new memory had replaced the old one: what is known of it follows."""
+        about, home = path / "document.json", self.folder / path.name.removeprefix(MAKING)
+        if about.exists() and not (path / "memory.safetensors").exists() and home.exists():
+            about.replace(home / about.name)
 
     @staticmethod
     def _read_entry(path: Path) -> Entry:
@@ -173,9 +181,10 @@ class Library:
         """Makes the document in `path` (see `making`) real, in place of an earlier one of the same id."""
         from memo import memory_file
 
+        added = self.documents[document.id].added if document.id in self.documents else time.time()
         entry = Entry(
             document.id, document.name, memory.tokens, memory.slots, memory.ratio, memory.bytes, memory.full_bytes,
-            round(seconds, 3), time.time(), len(document.pages), len(document.text),
+            round(seconds, 3), added, len(document.pages), len(document.text),
         )  # fmt: skip
         about = {"entry": asdict(entry), "passages": [(p.start, p.end, p.page) for p in passages]}
         (path / "text.txt").write_bytes(document.text.encode())
@@ -211,23 +220,25 @@ class Library:
         from memo import memory_file
         from memo.memory import Memory
 
-        memory = self._memory or Memory(model)
-        for document, entry in self.documents.items():
+        memory = Memory(model) if self._memory is None else self._memory
+        for document, entry in list(self.documents.items()):  # another may be put in meanwhile
             if document not in memory:
                 try:
                     memory.add(memory_file.load(self.folder / document / "memory.safetensors", model))
-                except memory_file.MemoryFileError as error:
+                except MemoryFileError as error:
                     raise type(error)(f"{entry.name}: {error.message}", error.hint) from None
         self._memory = memory
         return memory
 
     def destroy(self) -> None:
         """Deletes everything: documents, memories, the collection in Chroma."""
-        self.index.drop()
-        self.documents.clear()
-        self._memory = None
-        self.close()
-        shutil.rmtree(self.root, ignore_errors=True)
+        try:
+            self.index.drop()
+        finally:  # the files go even if the database does not answer
+            self.documents.clear()
+            self._memory = None
+            self.close()
+            shutil.rmtree(self.root, ignore_errors=True)
 
 
 def text_hash(text: str) -> str:

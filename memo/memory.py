@@ -170,7 +170,10 @@ class MemoryModel:
 
         Raises:
             MemoryTooLong: the text does not fit the model's positions at any ratio.
+            WrongModel: `after` was made by another model or other memory weights.
         """
+        if after:
+            self.check(after)
         ids, offsets = self.encode(text, start=after is None)
         held = after.slots if after else 0
         beta = ratio if after else self.fitting_ratio(len(ids), ratio, window)
@@ -178,7 +181,7 @@ class MemoryModel:
             raise MemoryTooLong("The memory that is to be continued is full.", "Memorize the new text as a document.")
         shift = int(after.spans[-1, 1]) if after else 0
         slots = self._rotated(after.keys, after.values) if after else None
-        last = after.last_logits if after else None
+        last = after.last_logits.to(self.device) if after and after.last_logits is not None else None
         keys, values, spans = ([after.keys], [after.values], [after.spans]) if after else ([], [], [])
         for start in range(0, len(ids), window):
             yield Reading(start, len(ids), held, beta)
@@ -198,13 +201,13 @@ class MemoryModel:
         yield DocumentMemory(
             document, torch.cat(keys, dim=2), torch.cat(values, dim=2), torch.cat(spans),
             len(ids) + (after.tokens if after else 0), beta, window, self.fingerprint, self.weights_fingerprint,
-            text_sha256, last,
+            text_sha256, None if last is None else last.cpu(),
         )  # fmt: skip
 
     def read_window(
         self, ids: Tensor, slots: Slots | None, ratio: int, last_logits: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The two passes over one window. ids (l,) -> keys, values (L, J, k, D) at position 0, places (k,), logits (V,).
+        """The two passes over one window. ids (l,) -> keys, values (L, J, k, D) at position 0, places (k,), logits (V,)
 
         last_logits: (V,) the prediction of ids[0], None at the start of a text. Returns that of the token after ids.
         """
@@ -260,7 +263,7 @@ class MemoryModel:
             raise WrongModel("This memory was made with other memory weights.", "Memorize the document again.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Composed:
     """Several documents' slots side by side, in positions 0 .. M-1, and where each slot comes from."""
 
@@ -269,6 +272,7 @@ class Composed:
     owners: Tensor  # (M,) index into `documents`
     spans: Tensor  # (M, 2) characters in the owner's text
     left_out: tuple[str, ...] = ()  # documents that did not fit
+    usual: Tensor | None = None  # (L, M) attention on the slots when nothing in particular is asked; see clues.neutral
 
 
 class Memory:

@@ -1,13 +1,14 @@
 """A document's memory on disk: one safetensors file.
 
-In: a `DocumentMemory`. Out: a file with its tensors and, as metadata, what made them: fingerprints of the model and of
-the memory weights, ratio, window, hash of the text, SHA-256 of the tensors. Written under another name and renamed, so a
-file of that name is always whole; a file that is damaged or made by other weights is refused, and the error says which.
+In: a `DocumentMemory`. Out: a file with its tensors and, as metadata, what made them: fingerprints of the model and
+of the memory weights, ratio, window, hash of the text, SHA-256 of all that. Written under another name and renamed, so
+a file of that name is always whole; one that is damaged or made by other weights is refused, and the error says which.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -25,8 +26,8 @@ _TEXTS = ("document", "model", "weights", "text_sha256")
 _NUMBERS = ("tokens", "ratio", "window")
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps({**metadata, "sha256": ""}, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
         digest.update(memoryview(tensors[name].contiguous().view(torch.uint8).numpy()).cast("B"))
@@ -37,7 +38,8 @@ def save(memory: DocumentMemory, path: Path) -> None:
     """Writes a memory, atomically: the file is there whole, or as it was before."""
     tensors = {n: t.detach().cpu().contiguous() for n in _TENSORS if (t := getattr(memory, n)) is not None}
     metadata = {name: str(getattr(memory, name)) for name in (*_TEXTS, *_NUMBERS)}
-    metadata |= {"version": VERSION, "sha256": _digest(tensors)}
+    metadata["version"] = VERSION
+    metadata["sha256"] = _digest(tensors, metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata)
@@ -62,7 +64,7 @@ def load(path: Path, model: MemoryModel | None = None) -> DocumentMemory:
         raise DamagedMemory(f"The memory file {path.name} cannot be read.", hint) from error
     if metadata.get("version") != VERSION:
         raise DamagedMemory(f"The memory file {path.name} is of an unknown version.", hint)
-    if metadata.get("sha256") != _digest(tensors):
+    if metadata.get("sha256") != _digest(tensors, metadata):
         raise DamagedMemory(f"The memory file {path.name} is damaged: its content was altered.", hint)
     memory = DocumentMemory(
         **tensors, **{n: metadata[n] for n in _TEXTS}, **{n: int(metadata[n]) for n in _NUMBERS}

@@ -221,7 +221,8 @@ class Embedder:
         try:
             self.model = SentenceTransformer(source, device=device, model_kwargs={"dtype": dtype})
         except (OSError, ValueError) as error:
-            raise ModelError(f"The embedder {settings.embedder!r} cannot be loaded.", "Check its id or folder.") from error
+            told = f"The embedder {settings.embedder!r} cannot be loaded."
+            raise ModelError(told, "Check its id or folder.") from error
         self.name = "all-MiniLM-L6-v2" if settings.embedder == "embedded" else display_name(settings.embedder)
         self.tokenizer = untrusted(self.model.tokenizer)
         self.max_tokens = int(self.model.max_seq_length or 512)

@@ -154,9 +154,10 @@ class MemoRAG:
         from memo.documents import clean_name
 
         for document in documents:
-            name, known = (clean_name(Path(document).name), "") if isinstance(document, str | Path) else (document.name, document.id)
+            is_file = isinstance(document, str | Path)
+            name, known = (clean_name(Path(document).name), "") if is_file else (document.name, document.id)
             try:
-                if isinstance(document, str | Path):
+                if is_file:
                     yield DocumentProgress(name, "reading")
                     document = self.read(document)
                     name, known = document.name, document.id

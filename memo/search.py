@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from memo.models import Embedder
     from memo.passages import Passage
 
-K = 20  # the larger, the more agreement between rankings counts against being first in one
+K = 10  # the larger, the more agreement between rankings counts against being first in one
 DEPTH = 20  # passages a query brings
 BATCH = 128  # passages embedded and added at a time
 

@@ -40,6 +40,7 @@ class Session:
     stop: Stop = field(default_factory=Stop)
     closed: bool = False
     busy: threading.Lock = field(default_factory=threading.Lock)
+    view: Any = None  # what the app keeps of this visitor's page; it ends with the session
 
     def memorize(self, documents: Sequence[Document], ratio: int | None = None) -> Iterator[DocumentProgress]:
         """`MemoRAG.memorize` within this visitor's limits: a document over them fails, the others go on."""

@@ -5,10 +5,10 @@ import copy
 import pytest
 import tiny
 import torch
+from torch.nn.functional import cross_entropy
 
 from memo.attention import MemoryWeights, Row, Slots, beside, causal, memory_projections, rotate, run
 from memo.errors import ModelError
-from memo.memory import surprisal
 
 FAMILIES = list(tiny.FAMILIES)
 
@@ -54,7 +54,7 @@ def memory_of(memory_model, ids, ratio, slots=None, last=None):
     return memory_model.read_window(ids, slots, ratio, last)
 
 
-# --- a memory at ratio 1 is the full cache -------------------------------------------------------------------------
+# --- a memory at ratio 1 is the full cache ---------------------------------------------------------------------------
 
 
 def memorized_tail(model, text, window, tail):
@@ -171,7 +171,7 @@ def test_a_sliding_window_hides_slots_that_lie_further_back():
     assert not torch.allclose(read(model, ids[None], [Row(near)]), read(model, ids[None], [Row(far)]), atol=1e-2)
 
 
-# --- batches -----------------------------------------------------------------------------------------------------------
+# --- batches ---------------------------------------------------------------------------------------------------------
 
 
 def prompts(model, *lengths, slots=None):
@@ -194,7 +194,7 @@ def test_one_token_a_row_equals_reading_it_with_the_rest(family, slotted):
     ids = ids_of(tiny.TEXT[:90])
     whole = read(model, ids[None], [Row(slots)])[0]
     row = Row(slots)
-    found = [read(model, ids[None, :50], [row])[0], *(read(model, ids[None, i : i + 1], [row])[0] for i in range(50, 90))]
+    found = [read(model, piece[None], [row])[0] for piece in (ids[:50], *ids[50:].split(1))]
     assert torch.allclose(torch.cat(found), whole, atol=3e-4, rtol=1e-3)
 
 
@@ -255,7 +255,7 @@ def test_rotating_back_undoes_rotating(family):
     assert torch.allclose(rotate(model, turned, places, back=True), keys, atol=1e-5)
 
 
-# --- the memory weights ------------------------------------------------------------------------------------------------
+# --- the memory weights ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -311,7 +311,7 @@ def test_memory_weights_that_do_not_fit_are_refused_by_name(tmp_path, damage):
         MemoryWeights.load(path, tiny.model())
 
 
-# --- gradients ---------------------------------------------------------------------------------------------------------
+# --- gradients -------------------------------------------------------------------------------------------------------
 
 
 def next_window_loss(memory_model, weights, ids, ratio=4, split=40):
@@ -321,8 +321,7 @@ def next_window_loss(memory_model, weights, ids, ratio=4, split=40):
     row = Row(memory_model._rotated(keys, values))
     model = memory_model.model
     hidden = run(model, model.get_input_embeddings()(ids[None, split:]), [row])[0]
-    logits = torch.cat([last[None], logits_of(model, hidden[:-1])])
-    return surprisal(logits, ids[split:]).mean()
+    return cross_entropy(torch.cat([last[None], logits_of(model, hidden[:-1])]), ids[split:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -330,18 +329,19 @@ def test_gradients_reach_the_memory_weights_and_no_others(family):
     memory_model, ids = tiny.memory_model(family), ids_of(tiny.TEXT[:80])
     weights = MemoryWeights(memory_model.model).requires_grad_(True)
     next_window_loss(memory_model, weights, ids).backward()
+    unused = f"layers.{len(weights.layers) - 1}.q_proj"  # nothing depends on the queries of the last layer
     for name, weight in weights.named_parameters():
-        assert weight.grad is not None and weight.grad.isfinite().all(), name
-    last = len(weights.layers) - 1
-    for number, layer in enumerate(weights.layers):
-        for name, linear in layer.items():
-            # the last layer's queries make no K, V: nothing depends on them
-            assert bool(linear.weight.grad.abs().max() > 1e-8) == (name != "q_proj" or number < last), (number, name)
-    assert weights.vector.grad.abs().max() > 1e-8
+        if name.startswith(unused):
+            assert weight.grad is None
+        else:
+            assert weight.grad.isfinite().all(), name
+            assert weight.grad.abs().max() > 1e-8, name
     assert all(weight.grad is None for weight in memory_model.model.parameters())
 
 
-@pytest.mark.parametrize(("name", "index"), [("q_proj", (3, 5)), ("k_proj", (1, 7)), ("v_proj", (2, 9)), ("vector", 11)])
+@pytest.mark.parametrize(
+    ("name", "index"), [("q_proj", (3, 5)), ("k_proj", (1, 7)), ("v_proj", (2, 9)), ("vector", 11)]
+)
 def test_gradients_equal_finite_differences(name, index):
     memory_model, ids = tiny.memory_model(), ids_of(tiny.TEXT[:80])
     memory_model.model.double()
@@ -355,4 +355,4 @@ def test_gradients_equal_finite_differences(name, index):
             losses.append(float(next_window_loss(memory_model, weights, ids)))
     # keys are turned in float32: differences that are too small drown in rounding
     expected = (losses[0] - losses[1]) / 2e-3
-    assert float(weight.grad[index]) == pytest.approx(expected, rel=0.02, abs=2e-4)
+    assert float(weight.grad[index]) == pytest.approx(expected, rel=0.01, abs=1e-4)

@@ -8,8 +8,13 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config,
-)  # fmt: skip
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from memo import attention
 from memo.attention import MemoryWeights
@@ -58,7 +63,7 @@ FAMILIES = {
             "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512,
         },
         **more,
-    ),  # fmt: skip
+    ),
     "llama, llama3": lambda **more: LlamaConfig(
         **BASE,
         rope_parameters={
@@ -66,7 +71,7 @@ FAMILIES = {
             "high_freq_factor": 4.0, "original_max_position_embeddings": 512,
         },
         **more,
-    ),  # fmt: skip
+    ),
 }
 
 

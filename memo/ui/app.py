@@ -1,0 +1,143 @@
+"""The app: one Gradio page over `memo.sessions`, and how it is served.
+
+In: `Settings`. Out: `build`, the page; `launch`, the running server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from memo.errors import MemoError
+from memo.pipeline import Models
+from memo.sessions import Sessions
+from memo.settings import Settings
+from memo.ui import cards, marks
+from memo.ui.ask import EVERY, AskPage
+from memo.ui.layout import i18n, page
+from memo.ui.texts import ASSETS, language_of, say, tell
+from memo.ui.theme import theme
+from memo.ui.visits import Visit
+from memo.ui.warmup import Warmup
+
+
+class Visitors:
+    """Opens a session when a page is loaded and closes it when the page is left."""
+
+    def __init__(self, settings: Settings, sessions: Sessions, ask: AskPage) -> None:
+        self.settings, self.sessions, self.ask = settings, sessions, ask
+        self._by_page: dict[str, str] = {}  # Gradio's hash of a page -> our token
+
+    def wire(self, demo: gr.Blocks) -> None:
+        p, private = self.ask.page, {"show_progress": "hidden", "api_visibility": "private"}
+        first = [p.token, p.documents, p.privacy, p.status, *self.ask.everything()]
+        demo.load(self.open, None, list(dict.fromkeys(first)), queue=False, **private).then(
+            self.watch_models, p.token, p.status, concurrency_limit=None, **private
+        )
+        demo.unload(self.leave)
+
+    def open(self, request: gr.Request) -> dict:
+        """A new page: a new session. Loading the page again ends the earlier one."""
+        language, p = language_of(request), self.ask.page
+        self.leave(request)
+        try:
+            session = self.sessions.open()
+        except MemoError:
+            return {p.status: cards.notice("error", say(language, "session.too_many"))}
+        session.view = visit = Visit(session, language)
+        self._by_page[request.session_hash or ""] = session.token
+        empty = self.ask.draw(visit, self.ask.nothing_drawn())
+        return {
+            p.token: session.token,
+            p.documents: cards.documents(visit),
+            p.privacy: self.privacy(language),
+        } | empty
+
+    def privacy(self, language: str) -> str:
+        """What stays here, what leaves, when it is deleted."""
+        where = "privacy.endpoint" if self.settings.endpoint_url else "privacy.local"
+        parts = (
+            say(language, where, endpoint=self.settings.endpoint_url),
+            say(language, "privacy.deleted", minutes=self.settings.session_minutes),
+        )
+        return "".join(f"<p>{marks.esc(part)}</p>" for part in parts)
+
+    def leave(self, request: gr.Request) -> None:
+        """The page is gone: everything of its visitor is deleted."""
+        if token := self._by_page.pop(request.session_hash or "", None):
+            self.sessions.close(token)
+
+    async def watch_models(self, token: str, request: gr.Request) -> AsyncIterator[str]:
+        """Says that the models are being made ready, until they are."""
+        if not token:
+            return
+        visit, warmup = self.ask.visit(token, request), self.ask.warmup
+        while not (warmup.done or warmup.error or visit.session.closed):
+            await asyncio.sleep(EVERY)
+        yield self.ask.status(visit)
+
+
+def build(settings: Settings, sessions: Sessions, warmup: Warmup | None = None) -> gr.Blocks:
+    """The page. `warmup`: what it waits for; None: models that are loaded at the first question."""
+    if warmup is None:
+        warmup = Warmup(sessions.models)
+        warmup.done = True
+    with gr.Blocks(title="memo", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as demo:
+        token = gr.State(None, delete_callback=lambda value: sessions.close(value or ""))
+        ask = AskPage(page(settings, token), sessions, warmup)
+        ask.wire()
+        Visitors(settings, sessions, ask).wire(demo)
+    return demo.queue(max_size=32, default_concurrency_limit=8, api_open=False)
+
+
+@dataclass
+class Running:
+    """A served app."""
+
+    demo: gr.Blocks
+    sessions: Sessions
+    url: str
+    sweeper: threading.Event
+
+    def close(self) -> None:
+        """Stops serving and deletes what visitors left."""
+        self.sweeper.set()
+        self.demo.close(verbose=False)
+        self.sessions.close_all()
+
+
+def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models | None = None) -> Running:
+    """Serves the app on `settings.host` and `settings.port` (0: a free one).
+
+    prevent_thread_lock: come back at once instead of serving until interrupted. models: ones that are loaded already.
+    """
+    sessions = Sessions(settings, models)
+    atexit.register(sessions.close_all)
+    warmup = Warmup(sessions.models)
+    demo = build(settings, sessions, warmup)
+    _, url, _ = demo.launch(
+        server_name=settings.host, server_port=settings.port or None, prevent_thread_lock=True, quiet=True,
+        theme=theme(), css_paths=[ASSETS / "theme.css"], i18n=i18n, head=head(),
+        max_file_size=settings.max_file_mb << 20, show_error=False, run_history=False, enable_monitoring=False,
+        footer_links=["gradio"], ssr_mode=False, pwa=False, share=False,
+    )  # fmt: skip
+    running = Running(demo, sessions, url, sessions.watch())
+    print(f"memo is at {url}", flush=True)
+    warmup.start()
+    if not prevent_thread_lock:
+        demo.block_thread()
+    return running
+
+
+def head() -> str:
+    """The page's own script."""
+    return f"<script>{Path(__file__).with_name('page.js').read_text(encoding='utf-8')}</script>"
+
+
+__all__ = ["MemoError", "Running", "build", "launch", "tell"]

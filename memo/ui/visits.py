@@ -1,0 +1,283 @@
+"""One visitor's page: the documents on their way in, the question on the board, the conversation.
+
+In: uploads and questions of a `memo.sessions.Session`. Out: rows, a board and turns to draw. The work is done in threads
+of its own, never in the page's request: a page that is left in the middle then leaves no lock held and nothing half done.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memo.documents import Document, clean_name, read_bytes
+from memo.errors import DocumentError, LimitReached, MemoError
+from memo.events import Answer, Clue, DocumentProgress
+from memo.library import Entry
+from memo.pipeline import Stop
+from memo.sessions import Session, Sessions
+from memo.ui.board import Board
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass
+class Row:
+    """A file on its way in, or a document that is ready."""
+
+    name: str
+    key: str = field(default_factory=lambda: secrets.token_hex(6))
+    state: str = "queued"  # queued, reading, indexing, memorizing, ready, failed
+    data: bytes | None = None  # until it is read
+    document: Document | None = None
+    done: int = 0
+    total: int = 0
+    slots: int = 0
+    ratio: int = 0
+    wanted: int = 0  # the ratio asked for; 0: the settings'
+    error: Exception | None = None
+    entry: Entry | None = None
+    again: bool = False  # interrupted, to be memorized from its beginning
+
+
+@dataclass
+class Turn:
+    """A question of the conversation and what was answered."""
+
+    question: str
+    asked: str  # the question as it was searched, where a follow-up was made to stand alone
+    answers: dict[str, Answer]
+
+    @property
+    def main(self) -> Answer:
+        return self.answers.get("memorag") or next(iter(self.answers.values()))
+
+
+class Visit:
+    """What one visitor sees. Kept on the session, so it ends with it."""
+
+    def __init__(self, session: Session, language: str) -> None:
+        self.session, self.language = session, language
+        self.rows: dict[str, Row] = {}
+        self.board: Board | None = None
+        self.turns: list[Turn] = []
+        self.ratio = session.settings.ratio
+        self.example = ""  # the example put in last, whose questions are suggested
+        self._lock = threading.RLock()
+        self._worker: threading.Thread | None = None
+        self._current: Row | None = None
+
+    @staticmethod
+    def of(sessions: Sessions, token: object) -> Visit:
+        """The visit of a session's token.
+
+        Raises:
+            LimitReached: there is no such session, or it has ended.
+        """
+        visit = sessions.get(token).view
+        if not isinstance(visit, Visit):
+            raise LimitReached("This session has ended.", "Reload the page to begin a new one.")
+        return visit
+
+    # --- documents ---
+
+    @property
+    def working(self) -> bool:
+        return self._worker is not None and self._worker.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to ask about."""
+        return bool(self.session.rag.library.documents)
+
+    def receive(self, paths: Sequence[str | Path], example: bool = False) -> None:
+        """Takes files in. An upload is taken out of the web server's folder at once: other visitors who upload the
+        same file get the same path there."""
+        limit = self.session.settings.max_file_mb * MEBIBYTE
+        for path in map(Path, paths):
+            row = Row(clean_name(path.name), wanted=self.ratio)
+            try:
+                self._room()
+                with path.open("rb") as file:
+                    row.data = file.read(limit + 1)
+            except MemoError as error:
+                row.state, row.error = "failed", error
+            except OSError:
+                row.state = "failed"
+                row.error = DocumentError(f"{row.name} did not arrive.", "Choose it again.")
+            if not example:
+                path.unlink(missing_ok=True)
+            with self._lock:
+                self.rows[row.key] = row
+
+    def _room(self) -> None:
+        there = sum(row.state != "failed" for row in self.rows.values())
+        if there >= self.session.settings.max_documents:
+            raise LimitReached(f"There are {there} documents already.", "Delete one to make room.")
+
+    def work(self) -> None:
+        """Begins to read and memorize what is queued, unless that is under way."""
+        with self._lock:
+            if not self.working and any(row.state == "queued" for row in self.rows.values()):
+                self._worker = threading.Thread(target=self._work, daemon=True, name="memo-documents")
+                self._worker.start()
+
+    def _work(self) -> None:
+        while not self.session.closed:
+            with self._lock:
+                self._current = next((row for row in self.rows.values() if row.state == "queued"), None)
+                if self._current is None:
+                    self._worker = None
+                    return
+                row, row.state = self._current, "reading"
+            try:
+                self._take_in(row)
+            except Exception as error:
+                row.state, row.error = "failed", error
+            row.data = None
+
+    def _take_in(self, row: Row) -> None:
+        settings = self.session.settings
+        if row.document is None:
+            row.document = read_bytes(
+                row.data or b"", row.name, max_bytes=settings.max_file_mb * MEBIBYTE, max_pages=settings.max_pages
+            )
+        with self._lock:
+            for key in [k for k, r in self.rows.items() if r is not row and self._same(r, row)]:
+                del self.rows[key]
+        self.session.stop = Stop()
+        for progress in self.session.memorize([row.document], row.wanted or None):
+            if row.key not in self.rows:  # deleted meanwhile
+                self.session.stop.all()
+            self._show(row, progress)
+        if row.again:
+            row.again, row.state = False, "queued"
+        if row.key not in self.rows and row.document.id in self.session.rag.library.documents:
+            self.session.forget(row.document.id)
+
+    @staticmethod
+    def _same(one: Row, other: Row) -> bool:
+        return one.document is not None and other.document is not None and one.document.id == other.document.id
+
+    def _show(self, row: Row, progress: DocumentProgress) -> None:
+        if progress.state == "failed" and row.again:
+            return
+        row.done, row.total = progress.done, progress.total
+        row.slots, row.ratio, row.error = progress.slots, progress.ratio, progress.error
+        row.entry = self.session.rag.library.documents.get(progress.document)
+        row.state = progress.state
+
+    def delete(self, key: str) -> None:
+        """Takes a document out for good, whatever state it is in."""
+        with self._lock:
+            row = self.rows.pop(key, None)
+            current = self._current if self.working else None
+        if row is None:
+            return
+        if row is current:
+            self.session.stop.all()  # the worker ends at the next window and leaves nothing behind
+        elif row.entry is not None:
+            self._interrupt(current)
+            self.session.forget(row.entry.id)
+
+    def _interrupt(self, current: Row | None) -> None:
+        """Lets a deletion pass a long reading, which then begins again."""
+        if current is not None and current.state in ("indexing", "memorizing"):
+            current.again = True
+            self.session.stop.all()
+
+    def delete_all(self) -> None:
+        """Documents, answers and conversation."""
+        if self.board:
+            self.board.stop.all()
+        with self._lock:
+            self.rows.clear()
+        self.session.stop.all()
+        for document in list(self.session.rag.library.documents):
+            self.session.forget(document)
+        self.example = ""
+        self.new_conversation()
+
+    def change_ratio(self, ratio: int) -> None:
+        """Documents are read again at another ratio."""
+        self.ratio = ratio
+        with self._lock:
+            for row in self.rows.values():
+                row.wanted = ratio
+                if row.state == "ready" and row.document is not None:
+                    row.state = "queued"
+
+    def place(self, document: str, offset: int) -> tuple[str, int | None, float]:
+        """Name, page and relative place (0 to 1) of a character of a document."""
+        for row in self.rows.values():
+            if row.document is not None and row.document.id == document:
+                return row.name, row.document.page_of(offset), offset / max(1, len(row.document.text))
+        return "", None, 0.0
+
+    def text_of(self, document: str, start: int, end: int) -> str:
+        """Characters of a document; empty once it is deleted."""
+        for row in self.rows.values():
+            if row.document is not None and row.document.id == document:
+                return row.document.text[start:end]
+        return ""
+
+    # --- questions ---
+
+    def ask(self, question: str, strategies: Sequence[str], follow: bool) -> Board:
+        """Puts a question on the board; `run` answers it."""
+        self.board = Board.of(question, strategies, self.session, tuple(self.session.history) if follow else ())
+        return self.board
+
+    def again(self, clues: Sequence[Clue]) -> None:
+        """Puts the question on the board again, to be searched by these clues."""
+        if self.board is not None:
+            self.board.again(clues, self.session)
+
+    def run(self) -> None:
+        """Answers the question on the board, in the background."""
+        board = self.board
+        if board is not None and not board.started:
+            board.begin()
+            threading.Thread(target=self._answer, args=(board,), daemon=True, name="memo-ask").start()
+
+    def _answer(self, board: Board) -> None:
+        question, history = (board.question, board.history) if board.edited is None else (self._asked(board), ())
+        try:
+            for event in self.session.rag.compare(question, board.wanted, history, board.edited, board.stop):
+                self.session.used = time.monotonic()
+                board.apply(event)
+            board.end()
+        except Exception as error:
+            board.end(error)
+        if self.board is board:  # else everything was deleted meanwhile
+            self._remember(board)
+
+    @staticmethod
+    def _asked(board: Board) -> str:
+        return board.rewritten or board.question
+
+    def _remember(self, board: Board) -> None:
+        answers = {name: column.answer for name, column in board.columns.items() if column.answer}
+        if not answers:
+            return
+        turn = Turn(board.question, self._asked(board), answers)
+        if board.edited is not None and self.turns:
+            self.turns[-1] = turn
+        else:
+            self.turns.append(turn)
+        self.session.history = [(t.question, t.main.text) for t in self.turns if t.main.text]
+        board.touch("history")
+
+    def stop(self, strategy: str = "") -> None:
+        """Stops one answer, or all."""
+        if self.board is not None:
+            self.board.stop.one(strategy) if strategy else self.board.stop.all()
+
+    def new_conversation(self) -> None:
+        """Forgets questions and answers; the documents stay."""
+        if self.board is not None:
+            self.board.stop.all()
+        self.board, self.turns, self.session.history = None, [], []
