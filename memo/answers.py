@@ -71,7 +71,7 @@ class Ask:
         """The memory for this question: all documents, or the most relevant that fit (noted)."""
         if self.memory is None:
             memory = self.library.memory(self.memory_model())
-            [hits] = self.library.index.rank([Query("question", (self.question,))], depth=100)
+            [hits] = self.library.rank([Query("question", (self.question,))], depth=100)
             self.memory = memory.compose(dict.fromkeys(hit["document"] for hit in hits))
             if self.memory.left_out:
                 names = ", ".join(self.library.documents[d].name for d in self.memory.left_out)
@@ -82,7 +82,7 @@ class Ask:
         """Looks the queries up, fuses the rankings (and where `pointers` looked), keeps what fits the budget."""
         library = self.library
         rankings = [
-            (q.label, q.weight, hits) for q, hits in zip(queries, library.index.rank(queries), strict=True)
+            (q.label, q.weight, hits) for q, hits in zip(queries, library.rank(queries), strict=True)
         ]  # fmt: skip
         sources = [source for clue in pointers for source in clue.sources]
         if sources:
@@ -101,7 +101,7 @@ class Ask:
         """The one prompt that every strategy with passages ends in."""
         shown = []
         for found in self.passages:
-            name = self.library.documents[found.document].name
+            name = self.library.entry(found.document).name
             place = f"{name}, page {found.page}" if found.page else name
             shown.append(f"[{place}]\n{found.text.strip()}")
         user = ASK.format(passages="\n\n".join(shown), question=self.question)
@@ -161,7 +161,8 @@ def rq_rag(ask: Ask) -> Steps:
 
 def full_context(ask: Ask) -> Steps:
     """The documents themselves, in order, cut (and said so) where the generator's positions end."""
-    room = ask.generator.max_positions - ask.settings.answer_tokens - ask.generator.count(ask.question) - 100
+    frame = ask.generator.count(SYSTEM + ASK_DOCUMENT.format(document="", question=ask.question)) + 60
+    room = max(0, ask.generator.max_positions - ask.settings.answer_tokens - frame)
     texts = [ask.library.text(document) for document in ask.library.documents]
     whole = "\n\n".join(texts)
     size = ask.generator.count(whole)

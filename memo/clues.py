@@ -106,8 +106,8 @@ def background(streams: list[Stream]) -> torch.Tensor | None:
 def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Tensor | None) -> tuple[Source, ...]:
     """The stretches of the documents that these generated tokens looked at more than usual, strongest first.
 
-    strength(slot) = mean over layers of max(0, a - u) / sqrt(u), with a the tokens' mean attention on the slot and u the
-    usual one: a slot that is always looked at (the latest, a full stop) says little. Token i was chosen while token
+    strength(slot) = mean over layers of max(0, a - u) / sqrt(u), with a the tokens' mean attention on the slot and u
+    the usual one: a slot that is always looked at (the latest, a full stop) says little. Token i was chosen while token
     i - 1 looked, hence the shift.
     """
     import torch

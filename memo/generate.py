@@ -1,8 +1,8 @@
 """Generators: prompts -> text, several at once, streamed, each of them stoppable.
 
-In: `Prompt`s, put into a run at any time. Out: `Stream`s that grow with every `step()` of the run. `LocalRun` decodes
-all its streams in one batch of the local model, without padding: each stream keeps K and V of its own length, and prompts
-are read in pieces between the steps of the others. `EndpointRun` asks an OpenAI-compatible endpoint.
+In: `Prompt`s, put into a run at any time. Out: `Stream`s that grow with each `step()` of the run. `LocalRun` decodes
+all its streams in one batch of the local model, without padding: each stream keeps K and V of its own length, and
+prompts are read in pieces between the steps of the others. `EndpointRun` asks an OpenAI-compatible endpoint.
 Decoding is greedy, for every strategy alike.
 """
 

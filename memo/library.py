@@ -19,17 +19,17 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from memo.errors import LibraryBusy, MemoryFileError, UnknownDocument
 from memo.models import write_atomic
 from memo.passages import Passage
-from memo.search import BATCH, PassageIndex, connect
+from memo.search import BATCH, DEPTH, PassageIndex, Query, connect
 
 if TYPE_CHECKING:
     from memo.documents import Document
@@ -68,12 +68,7 @@ class Library:
         self.root, self._embedder, self._client, self._server = root, embedder, client, server
         self.folder = root / "documents"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (root / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise LibraryBusy(f"The library {root} is open in another process.", "Close it there first.") from None
+        self._lock = hold(root / "lock", root)
         about = root / "library.json"
         if not about.exists():
             write_atomic(about, json.dumps({"version": VERSION, "collection": f"memo-{secrets.token_hex(12)}"}))
@@ -90,6 +85,7 @@ class Library:
         entries = [self._read_entry(path) for path in self.folder.iterdir() if (path / "document.json").exists()]
         self.documents: dict[str, Entry] = {entry.id: entry for entry in sorted(entries, key=lambda e: e.added)}
         self._memory: Memory | None = None
+        self._making: set[str] = set()
 
     def close(self) -> None:
         """Gives the library free for other processes."""
@@ -128,7 +124,15 @@ class Library:
                 index.add(self.passages(document))
         return index
 
+    def entry(self, document: str) -> Entry:
+        """A document by its id. Raises UnknownDocument, as it does when it was deleted in the middle of a question."""
+        if document not in self.documents:
+            raise UnknownDocument("A document was deleted meanwhile.", "Ask again.")
+        return self.documents[document]
+
     def text(self, document: str) -> str:
+        """The text of a document. Raises UnknownDocument."""
+        self.entry(document)
         return (self.folder / document / "text.txt").read_bytes().decode()
 
     def text_of(self, document: str, start: int, end: int) -> str:
@@ -139,6 +143,10 @@ class Library:
         about = json.loads((self.folder / document / "document.json").read_text(encoding="utf-8"))
         text = self.text(document)
         return [Passage(document, start, end, page, text[start:end]) for start, end, page in about["passages"]]
+
+    def rank(self, queries: Sequence[Query], depth: int = DEPTH) -> list[list[dict[str, Any]]]:
+        """`PassageIndex.rank` over the documents that are ready: one that is being put in is not to be found yet."""
+        return self.index.rank(queries, depth, list(self.documents) if self._making else None)
 
     def find(self, name: str) -> Entry:
         """A document by its id or its name.
@@ -161,9 +169,11 @@ class Library:
         """A folder to put a document together in; it is gone afterwards, whether `commit` was reached or not."""
         path = self.folder / f"{MAKING}{document}"
         path.mkdir(exist_ok=True)
+        self._making.add(document)
         try:
             yield path
         finally:
+            self._making.discard(document)
             if path.exists():
                 shutil.rmtree(path)
                 if document not in self.documents:
@@ -239,6 +249,21 @@ class Library:
             self._memory = None
             self.close()
             shutil.rmtree(self.root, ignore_errors=True)
+
+
+def hold(lock: Path, folder: Path) -> IO[str]:
+    """An open, locked file: as long as it is open (at most as long as this process lives) the folder is ours.
+
+    Raises:
+        LibraryBusy: another process has it.
+    """
+    file = lock.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise LibraryBusy(f"{folder} is in use by another process.", "Close it there, or use another folder.") from None
+    return file
 
 
 def text_hash(text: str) -> str:

@@ -97,9 +97,11 @@ class PassageIndex:
         """Ids of all documents that have passages here."""
         return {m["document"] for m in self.collection.get(include=["metadatas"])["metadatas"]}
 
-    def rank(self, queries: Sequence[Query], depth: int = DEPTH) -> list[list[dict[str, Any]]]:
-        """For each query its nearest passages, best first, as their metadata."""
-        if not queries or not self.count():
+    def rank(
+        self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """For each query its nearest passages, best first, as their metadata. among: only of these documents."""
+        if not queries or not self.count() or (among is not None and not among):
             return [[] for _ in queries]
         flat = [text for query in queries for text in query.texts]
         vectors, means, at = self.embedder.encode(flat), [], 0
@@ -107,7 +109,9 @@ class PassageIndex:
             group = vectors[at : at + len(query.texts)]
             means.append([sum(column) / len(group) for column in zip(*group, strict=True)])
             at += len(query.texts)
-        return self.collection.query(query_embeddings=means, n_results=depth, include=["metadatas"])["metadatas"]
+        where = None if among is None else {"document": {"$in": list(among)}}
+        found = self.collection.query(query_embeddings=means, n_results=depth, where=where, include=["metadatas"])
+        return found["metadatas"]
 
 
 def point(sources: Sequence[Source], passages: Sequence[Passage]) -> list[dict[str, Any]]:

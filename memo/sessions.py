@@ -7,6 +7,7 @@ without use; then its documents, memories, passages and folder are deleted. All 
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import shutil
@@ -14,13 +15,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from memo.documents import Document
 from memo.errors import LimitReached, MemoError
 from memo.events import DocumentProgress
-from memo.library import Library
+from memo.library import Library, hold
 from memo.pipeline import MemoRAG, Models, Stop
 from memo.search import connect
 from memo.settings import Settings
@@ -81,11 +81,20 @@ class Sessions:
     """All visitors of one app."""
 
     def __init__(self, settings: Settings, models: Models | None = None, client: Any = None) -> None:
-        """Empties the sessions' folder: what an earlier run of the app left is nobody's."""
+        """Empties the sessions' folder: what an earlier run of the app left is nobody's.
+
+        Raises:
+            LibraryBusy: another app keeps its visitors in the same folder.
+        """
         self.settings, self.models = settings, models or Models(settings)
-        shutil.rmtree(settings.data, ignore_errors=True)
-        settings.data.mkdir(parents=True)
+        settings.data.mkdir(parents=True, exist_ok=True)
+        self._held = hold(settings.data.with_name(f"{settings.data.name}.lock"), settings.data)
+        left = [json.loads(about.read_text())["collection"] for about in settings.data.glob("*/library.json")]
+        shutil.rmtree(settings.data)
+        settings.data.mkdir()
         self.client = client or connect(settings.data / "chroma", settings.chroma)
+        for name in {collection.name for collection in self.client.list_collections()} & set(left):
+            self.client.delete_collection(name)  # a Chroma server outlives the app
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
@@ -150,5 +159,6 @@ class Sessions:
 
     def close_all(self) -> None:
         """Ends all sessions, as the app does when it stops."""
-        for close in [partial(self.close, token) for token in list(self._sessions)]:
-            close()
+        for token in list(self._sessions):
+            self.close(token)
+        self._held.close()

@@ -55,7 +55,7 @@ class Settings:
 
     # places
     cache: Path = field(default_factory=default_cache)
-    data: Path = field(default_factory=lambda: default_cache() / "sessions")  # the app's visitors; emptied when the app starts
+    data: Path = field(default_factory=lambda: default_cache() / "sessions")  # visitors; emptied when the app starts
     host: str = "127.0.0.1"
     port: int = 7860
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from transformers import (
 from memo import attention
 from memo.attention import MemoryWeights
 from memo.documents import Document
+from memo.errors import MemoError
+from memo.generate import Prompt, Stream
 from memo.memory import MemoryModel
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -125,3 +128,40 @@ class Embedder:
             for word in text.casefold().replace(".", " ").replace(",", " ").replace("?", " ").split():
                 row[zlib.crc32(word.encode()) % 96] += 1
         return (rows / rows.norm(dim=1, keepdim=True)).tolist()
+
+
+class Says:
+    """A generator that answers each prompt with what `say` makes of it: a text, or an error; a word a step."""
+
+    name, max_positions = "says", 4096
+
+    def __init__(self, say: Callable[[Prompt], str | MemoError]) -> None:
+        self.say, self.prompts = say, list[Prompt]()
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def open(self) -> Says:
+        made = Says(self.say)
+        made.prompts, made.streams = self.prompts, []
+        return made
+
+    def add(self, prompt: Prompt) -> Stream:
+        self.prompts.append(prompt)
+        self.streams.append(Stream(prompt, prompt_tokens=self.count(prompt.messages[-1][1])))
+        return self.streams[-1]
+
+    def step(self) -> bool:
+        for stream in self.streams:
+            said = self.say(stream.prompt)
+            if isinstance(said, MemoError):
+                stream.error = said
+            elif not stream._stop:
+                stream.tokens += 1
+                stream.text = " ".join(said.split(" ")[: stream.tokens])
+            stream.done = stream._stop or stream.error is not None or stream.text == said
+        self.streams = [stream for stream in self.streams if not stream.done]
+        return bool(self.streams)
+
+    def close(self) -> None:
+        self.streams = []

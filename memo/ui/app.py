@@ -19,9 +19,9 @@ from memo.pipeline import Models
 from memo.sessions import Sessions
 from memo.settings import Settings
 from memo.ui import cards, marks
-from memo.ui.ask import EVERY, AskPage
+from memo.ui.ask import EVERY, AskPage, Drawn
 from memo.ui.layout import i18n, page
-from memo.ui.texts import ASSETS, language_of, say, tell
+from memo.ui.texts import ASSETS, language_of, say
 from memo.ui.theme import theme
 from memo.ui.visits import Visit
 from memo.ui.warmup import Warmup
@@ -52,7 +52,7 @@ class Visitors:
             return {p.status: cards.notice("error", say(language, "session.too_many"))}
         session.view = visit = Visit(session, language)
         self._by_page[request.session_hash or ""] = session.token
-        empty = self.ask.draw(visit, self.ask.nothing_drawn())
+        empty = self.ask.draw(visit, Drawn())
         return {
             p.token: session.token,
             p.documents: cards.documents(visit),
@@ -138,6 +138,3 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
 def head() -> str:
     """The page's own script."""
     return f"<script>{Path(__file__).with_name('page.js').read_text(encoding='utf-8')}</script>"
-
-
-__all__ = ["MemoError", "Running", "build", "launch", "tell"]

@@ -45,7 +45,7 @@ def problem(text: str) -> gr.Error:
 
 
 @dataclass
-class _Drawn:
+class Drawn:
     """What the page shows already, so that only changes are sent."""
 
     versions: dict[str, int] = field(default_factory=dict)
@@ -67,9 +67,8 @@ class AskPage:
     def wire(self) -> None:
         """Connects every component to its handler."""
         p, quick = self.page, {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        answering = {
-            "concurrency_id": "ask", "concurrency_limit": AT_ONCE, "show_progress": "hidden", "api_visibility": "private",
-        }  # fmt: skip
+        answering = {"concurrency_id": "ask", "concurrency_limit": AT_ONCE, "show_progress": "hidden"}
+        answering["api_visibility"] = "private"
         reading = answering | {"concurrency_id": "documents", "concurrency_limit": UPLOADS}
         documents = [p.documents, p.status, p.delete_all, p.ratio, *p.chips]
 
@@ -153,7 +152,7 @@ class AskPage:
     def delete_all(self, token: str, request: gr.Request) -> Updates:
         visit = self.visit(token, request)
         visit.delete_all()
-        return self.draw_documents(visit) | self.draw(visit, _Drawn())
+        return self.draw_documents(visit) | self.draw(visit, Drawn())
 
     def change_ratio(self, token: str, ratio: int, request: gr.Request) -> Updates:
         visit = self.visit(token, request)
@@ -227,7 +226,7 @@ class AskPage:
         if not visit.ready and set(strategies) != {"closed_book"}:
             raise problem(say(visit.language, "ask.no_document"))
         visit.ask(question, [name for name in STRATEGIES if name in strategies], bool(follow))
-        return self.draw(visit, _Drawn())
+        return self.draw(visit, Drawn())
 
     def again(self, token: str, own: str, *edits: Any, request: gr.Request) -> Updates:
         visit = self.visit(token, request)
@@ -238,7 +237,7 @@ class AskPage:
         if own and own.strip():
             clues.append(Clue(own.strip()[:500], "own"))
         visit.again(clues)
-        return self.draw(visit, _Drawn(clues={i: () for i in range(CLUES)}))
+        return self.draw(visit, Drawn(clues=dict.fromkeys(range(CLUES), ())))
 
     @staticmethod
     def _chosen(board: Board, edits: tuple[Any, ...]) -> Any:
@@ -254,7 +253,7 @@ class AskPage:
             raise problem(say(visit.language, "ask.busy"))
 
     async def watch_answers(self, token: str, request: gr.Request) -> AsyncIterator[Updates]:
-        visit, drawn = self.visit(token, request), _Drawn()
+        visit, drawn = self.visit(token, request), Drawn()
         board = visit.board
         visit.run()
         while board is not None and board is visit.board:
@@ -274,7 +273,7 @@ class AskPage:
     def new_conversation(self, token: str, request: gr.Request) -> Updates:
         visit = self.visit(token, request)
         visit.new_conversation()
-        return self.draw(visit, _Drawn())
+        return self.draw(visit, Drawn())
 
     def as_markdown(self, token: str, request: gr.Request) -> str:
         return exports.as_markdown(self.visit(token, request))
@@ -284,7 +283,7 @@ class AskPage:
 
     # --- drawing ---
 
-    def draw(self, visit: Visit, drawn: _Drawn) -> Updates:
+    def draw(self, visit: Visit, drawn: Drawn) -> Updates:
         """What has changed on the board since `drawn`; all of it if that is new."""
         board = visit.board or Board.of("", (), visit.session, ())
         if visit.board is None:
@@ -321,7 +320,7 @@ class AskPage:
             column.stop: gr.Button(visible=state.running),
         }
 
-    def draw_clues(self, visit: Visit, board: Board, drawn: _Drawn) -> Updates:
+    def draw_clues(self, visit: Visit, board: Board, drawn: Drawn) -> Updates:
         p, language = self.page, visit.language
         ours = "memorag" in board.columns
         if not board.columns:
@@ -340,7 +339,7 @@ class AskPage:
                 updates |= self._draw_clue(visit, board, index, drawn)
         return updates
 
-    def _draw_clue(self, visit: Visit, board: Board, index: int, drawn: _Drawn) -> Updates:
+    def _draw_clue(self, visit: Visit, board: Board, index: int, drawn: Drawn) -> Updates:
         row = self.page.clues[index]
         clue = board.clues[index] if index < len(board.clues) else None
         now = (clue.text, clue.score, len(clue.sources), board.recalled) if clue else (None,)

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from memo.events import (
-    Answer, AnswerDone, AnswerFailed, AnswerText, Clue, CluesRecalled, Event, Found, PassagesFound, Rewritten,
+    Answer,
+    AnswerDone,
+    AnswerFailed,
+    AnswerText,
+    Clue,
+    CluesRecalled,
+    Event,
+    Found,
+    PassagesFound,
+    Rewritten,
 )  # fmt: skip
 from memo.pipeline import Stop
 from memo.sessions import Session
@@ -72,7 +81,8 @@ class Board:
     def again(self, clues: Sequence[Clue], session: Session) -> None:
         """Makes ready for searching again by these clues: only MemoRAG's answer is made anew."""
         self.columns["memorag"] = Column("memorag")
-        self.edited, self.stop, self.started, self.running, self.error = tuple(clues), AskStop(session), False, True, None
+        self.edited, self.stop, self.error = tuple(clues), AskStop(session), None
+        self.started, self.running = False, True
         self.touch("status", "passages", "memorag")
 
     @property
@@ -116,11 +126,14 @@ class Board:
             self.columns[name].phase = "recalling" if name == "memorag" and self.edited is None else "reading"
             self.touch(name)
 
-    def end(self, error: Exception | None = None) -> None:
-        """Nothing more will come. Columns that are left over failed with the whole."""
+    def settle(self, error: Exception | None = None) -> None:
+        """No more events will come. Columns that are left over failed with the whole."""
         self.error, self.recalled = error, True
         for name in self.wanted:
             self.columns[name].phase = "failed" if error else "stopped"
             self.columns[name].error = error
+
+    def end(self) -> None:
+        """Everything is in its place, the conversation too."""
         self.running = False
-        self.touch("status", "clues", "passages", *self.columns)
+        self.touch("status", "clues", "passages", "history", *self.columns)

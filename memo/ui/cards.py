@@ -19,6 +19,11 @@ def notice(kind: str, text: str) -> str:
     return f'<p class="notice {kind}"><span class="dot" aria-hidden="true"></span>{esc(text)}</p>'
 
 
+def span(text: str) -> str:
+    """One fact in a row of facts."""
+    return f"<span>{esc(text)}</span>"
+
+
 # --- documents ---
 
 
@@ -76,8 +81,9 @@ def figures(language: str, row: Row) -> str:
     ]
     if row.wanted and entry.ratio > row.wanted:
         lines.append(say(language, "figures.raised", ratio=entry.ratio))
-    text = "".join(f"<span>{esc(line)}</span>" for line in lines)
-    return f'<div class="bar" aria-hidden="true"><i style="width:{max(1, round(100 * share))}%"></i></div><p class="figures">{text}</p>'
+    width = max(1, round(100 * share))
+    bar = f'<div class="bar" aria-hidden="true"><i style="width:{width}%"></i></div>'
+    return f'{bar}<p class="figures">{"".join(map(span, lines))}</p>'
 
 
 # --- clues ---
@@ -174,11 +180,9 @@ def answer_foot(visit: Visit, column: Column) -> str:
     if result.stopped:
         facts.append(f'<span class="stopped">{esc(say(language, "answer.stopped"))}</span>')
     if (first := result.timings.get("first_token")) is not None:
-        facts.append(f"<span>{esc(say(language, 'time.first', seconds=f'{first:.1f}'))}</span>")
-    facts.append(f"<span>{esc(say(language, 'time.total', seconds=f'{result.timings.get('total', 0):.1f}'))}</span>")
-    facts.append(
-        f"<span>{esc(say(language, 'tokens', prompt=f'{result.prompt_tokens:,}', answer=f'{result.answer_tokens:,}'))}</span>"
-    )
+        facts.append(span(say(language, "time.first", seconds=f"{first:.1f}")))
+    facts.append(span(say(language, "time.total", seconds=f"{result.timings.get('total', 0):.1f}")))
+    facts.append(span(say(language, "tokens", prompt=f"{result.prompt_tokens:,}", answer=f"{result.answer_tokens:,}")))
     notes = "".join(f'<p class="note">{esc(note(language, text))}</p>' for text in result.notes)
     if result.passages and result.text and not result.citations:
         notes += f'<p class="note">{esc(say(language, "answer.uncited"))}</p>'

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import memo
 from memo.events import Answer
-from memo.ui.visits import Turn, Visit
+from memo.ui.visits import Visit
 
 
 def as_json(visit: Visit) -> str:
@@ -19,7 +19,7 @@ def as_json(visit: Visit) -> str:
     return json.dumps(
         {
             "made_by": f"memo {memo.__version__}",
-            "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "exported": datetime.now(UTC).isoformat(timespec="seconds"),
             "documents": [asdict(row.entry) for row in visit.rows.values() if row.entry],
             "turns": [
                 {
@@ -69,8 +69,8 @@ def _answer(visit: Visit, answer: Answer) -> list[str]:
         name, page, _ = visit.place(found.document, found.start)
         where = f"{_line(name) or found.document}{f', page {page}' if page else ''}"
         by = "; ".join(map(_line, found.found_by))
-        out += [f"[{number}] {where}, characters {found.start}-{found.end}, score {found.score:.2f}, found by: {by}", ""]
-        out += [*_quote(found.text), ""]
+        place = f"characters {found.start}-{found.end}, score {found.score:.2f}"
+        out += [f"[{number}] {where}, {place}, found by: {by}", "", *_quote(found.text), ""]
     tokens = f"{answer.prompt_tokens} prompt tokens, {answer.answer_tokens} answer tokens"
     return [*out, f"Times: {times}; {tokens}; models: {models}", ""]
 

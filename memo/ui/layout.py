@@ -22,7 +22,7 @@ CHIPS = 3  # questions suggested
 RATIOS = (4, 8, 16)
 i18n = gr.I18n(**{language: table(language) for language in LANGUAGES})
 
-# The one thing that is told to the server: which document to delete. The rest of the page's own behaviour is in page.js.
+# What is told to the server: which document to delete. The rest of the page's own behaviour is in page.js.
 ON_DOCUMENTS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-delete]');
@@ -183,7 +183,7 @@ def clues() -> dict:
             with gr.Column(min_width=200, elem_classes="clue-body"):
                 text = gr.Textbox(
                     label=f"{number}", show_label=False, container=False, max_lines=4, max_length=500,
-                    interactive=False, elem_classes="clue-text", html_attributes=gr.InputHTMLAttributes(),
+                    interactive=False, elem_classes="clue-text",
                 )  # fmt: skip
                 origin = gr.HTML(apply_default_css=False)
         rows.append(ClueRow(row, use, text, origin))
@@ -214,8 +214,9 @@ def conversation() -> dict:
     title(6, "conversation.title")
     history = gr.HTML(elem_id="history", apply_default_css=False)
     with gr.Row(elem_classes="actions"):
-        new = gr.Button(i18n("conversation.new"), size="sm", interactive=False, elem_id="new-conversation", min_width=120)
-        markdown = gr.Button(i18n("export.markdown"), size="sm", interactive=False, elem_id="export-md", min_width=120)
-        as_json = gr.Button(i18n("export.json"), size="sm", interactive=False, elem_id="export-json", min_width=120)
+        style = {"size": "sm", "interactive": False, "min_width": 120}
+        new = gr.Button(i18n("conversation.new"), elem_id="new-conversation", **style)
+        markdown = gr.Button(i18n("export.markdown"), elem_id="export-md", **style)
+        as_json = gr.Button(i18n("export.json"), elem_id="export-json", **style)
     export = gr.Textbox(visible="hidden", label="export", elem_id="export")
     return {"history": history, "new": new, "markdown": markdown, "json": as_json, "export": export}

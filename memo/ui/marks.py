@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from memo.cite import words
 from memo.events import Citation, Found
@@ -18,9 +19,9 @@ from memo.ui.visits import Visit
 _RUN = re.compile(r"[^\W_]+")
 SHORT = 4  # Latin words below this are rarely what a clue is about
 COMMON = frozenset(
-    "about after also answer been before being could does during each from have here into just many more most much only "
-    "other over same should some such than that their them then there these they this those through under very were "
-    "what when where which while whose will with would your document according following".split()
+    """about after also answer been before being could does during each from have here into just many more most much only
+    other over same should some such than that their them then there these they this those through under very were what
+    when where which while whose will with would your document according following""".split()
 )
 LABELS = ("question", "memory", "made-up answer")  # what may have found a passage, besides a clue's own text
 
@@ -54,7 +55,7 @@ def marked(
     """The text with the spans of `found` (start, end) highlighted and those of `cited` (start, end, number) marked."""
     cuts = sorted({0, len(text), *(p for s in found for p in s), *(p for s in cited for p in s[:2])})
     parts, seen = [], set[int]()
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         piece = esc(text[start:end])
         if any(a <= start and end <= b for a, b in found):
             piece = f'<b class="hit">{piece}</b>'

@@ -68,10 +68,8 @@ window.memoPassages = (() => {
 
   return {
     mount(element, watch) {
-      let question = null;
       watch('value', () => {
-        const tabs = element.querySelectorAll('.passage');
-        if (!tabs.length) { active = null; shown = null; open.clear(); }
+        if (!element.querySelector('.passage')) { active = null; shown = null; open.clear(); }
         apply();
       });
       apply();

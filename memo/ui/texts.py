@@ -1,8 +1,8 @@
 """What the app says, in the visitor's language.
 
-In: keys, a language and the values to fill in. Out: sentences. Static labels are translated in the browser by `gr.I18n`;
-everything that is computed here is asked for with `say`, whose language comes from the browser's Accept-Language, the
-same that `gr.I18n` goes by.
+In: keys, a language and the values to fill in. Out: sentences. Static labels are translated in the browser by
+`gr.I18n`; everything that is computed here is asked for with `say`, whose language comes from the browser's
+Accept-Language, the same that `gr.I18n` goes by.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One visitor's page: the documents on their way in, the question on the board, the conversation.
 
-In: uploads and questions of a `memo.sessions.Session`. Out: rows, a board and turns to draw. The work is done in threads
-of its own, never in the page's request: a page that is left in the middle then leaves no lock held and nothing half done.
+In: uploads and questions of a `memo.sessions.Session`. Out: rows, a board and turns to draw. The work is done in
+threads of its own, never in the page's request: a page that is left in the middle leaves no lock held.
 """
 
 from __future__ import annotations
@@ -249,11 +249,12 @@ class Visit:
             for event in self.session.rag.compare(question, board.wanted, history, board.edited, board.stop):
                 self.session.used = time.monotonic()
                 board.apply(event)
-            board.end()
+            board.settle()
         except Exception as error:
-            board.end(error)
+            board.settle(error)
         if self.board is board:  # else everything was deleted meanwhile
             self._remember(board)
+        board.end()
 
     @staticmethod
     def _asked(board: Board) -> str:
@@ -269,7 +270,6 @@ class Visit:
         else:
             self.turns.append(turn)
         self.session.history = [(t.question, t.main.text) for t in self.turns if t.main.text]
-        board.touch("history")
 
     def stop(self, strategy: str = "") -> None:
         """Stops one answer, or all."""

@@ -1,0 +1,1 @@
+"""Measurements: each module measures one thing and writes JSON that README, app and notebooks read."""

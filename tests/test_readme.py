@@ -1,0 +1,95 @@
+"""The README does what it says: its commands and code blocks are executed."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path, tiny_folder):
+    """A folder as the README's reader has it, and an environment with a tiny model."""
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    environment = os.environ | {
+        "MEMO_MEMORY_MODEL": str(tiny_folder), "MEMO_ANSWER_TOKENS": "6", "MEMO_CLUE_TOKENS": "6",
+        "MEMO_CONTEXT_TOKENS": "200", "MEMO_CACHE": str(tmp_path / "cache"), "MEMO_RATIO": "32",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    return tmp_path, environment
+
+
+def test_the_first_lines_are_the_two_commands():
+    body = README.split("---", 2)[2].strip()
+    first = [line.split("#")[0].strip() for line in body.splitlines()[1:3]]
+    assert body.startswith("```bash")
+    assert first == ["make demo", "make test"]
+
+
+def test_the_shell_commands_run(place):
+    folder, environment = place
+    commands = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.startswith("memo ")]
+    assert {line.split()[1] for line in commands} == {"memorize", "documents", "ask", "compare", "forget", "models"}
+    for command in commands:
+        result = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        assert result.stdout
+
+
+def test_the_python_blocks_run(place):
+    folder, environment = place
+    blocks = [block for kind, block in BLOCKS if kind == "python"]
+    assert blocks
+    for block in blocks:
+        result = subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert "memorag" in result.stdout
+
+
+def test_files_and_settings_that_the_readme_names_exist():
+    from memo.settings import PRESETS, Settings
+
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for name in re.findall(r"`MEMO_([A-Z_]+)`", README):
+        assert name == "PRESET" or hasattr(Settings(), name.lower()), name
+    assert "gpu" in PRESETS
+
+
+@pytest.mark.models
+def test_make_demo_starts_the_app_and_prints_its_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    demo = subprocess.Popen(
+        ["make", "demo", f"PORT={port}"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for line in demo.stdout:
+            if address in line:
+                break
+        else:
+            pytest.fail("the address was not printed")
+        page, deadline = "", time.monotonic() + 120
+        while not page and time.monotonic() < deadline:
+            try:
+                page = urllib.request.urlopen(address, timeout=10).read().decode()
+            except OSError:
+                time.sleep(0.2)
+        assert "memo" in page
+    finally:
+        os.killpg(demo.pid, signal.SIGTERM)
+        demo.wait(60)
