@@ -45,6 +45,7 @@ STAND_ALONE = (
     "Write only the question.\n\n{history}\nLast question: {question}"
 )
 
+QUESTION_TOKENS = 400  # the longest question
 CLUE_WEIGHT = 0.5  # of all clues together; the question's own ranking has 1
 POINTER_WEIGHT = 0.25  # of where the clues looked
 
@@ -89,9 +90,9 @@ class Ask:
             documents = {source.document for source in sources}
             passages = [p for d in documents if d in library.documents for p in library.passages(d)]
             rankings.append(("memory", POINTER_WEIGHT, point(sources, passages)))
-        self.passages = fuse(
-            rankings, library.text_of, self.generator.count, self.settings.context_tokens, list(library.documents)
-        )
+        room = self.generator.max_positions - self.settings.answer_tokens - QUESTION_TOKENS - 100
+        budget = min(self.settings.context_tokens, room)
+        self.passages = fuse(rankings, library.text_of, self.generator.count, budget, list(library.documents))
         return PassagesFound(self.strategy, self.passages)
 
     def prompt(self, system: str, user: str, max_tokens: int, prefix: str = "", stop_at: int = 0) -> Prompt:
@@ -205,11 +206,11 @@ def clean_question(question: str) -> str:
     """The question without surrounding space.
 
     Raises:
-        NothingToAsk: it has no letter or digit, or is longer than 2,000 characters.
+        NothingToAsk: it has no letter or digit, or is too long.
     """
     question = " ".join(question.split())
     if not any(c.isalnum() for c in question):
         raise NothingToAsk("There is no question.", "Type one, then ask.")
-    if len(question) > 2000:
-        raise NothingToAsk("The question is longer than 2,000 characters.", "Put long texts in as documents.")
+    if len(question) > 5 * QUESTION_TOKENS:
+        raise NothingToAsk("The question is too long.", "Put long texts in as documents.")
     return question

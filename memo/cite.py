@@ -5,7 +5,7 @@ a sentence of a passage are compared by the words they share, rare words countin
 
     support(a, p) = sum of idf(w) over words in both / sum of idf(w) over words of a
 
-Words are letters-and-digits runs, case-folded; in scripts without spaces, and in Korean, pairs of characters.
+Words are runs of letters or of digits, case-folded; in scripts without spaces, and in Korean, pairs of characters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from memo.events import Citation, Found, Source
 from memo.passages import sentences
 
 ENOUGH = 0.45  # support below this is no citation
-_WORD = re.compile(r"[^\W_]+")
+_DENSE = r"[\u1100-\u11ff\u2e80-\ud7ff\uf900-\ufaff]"  # scripts without spaces, and Korean
+_WORD = re.compile(rf"\d+|(?:(?={_DENSE})[^\W\d_])+|(?:(?!{_DENSE})[^\W\d_])+")
 
 
 def words(text: str) -> list[str]:

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from memo.memory import Composed
 
 SYSTEM = "You answer questions about the document above."
-# kind -> what is asked of the memory model, and how its answer begins
+READER = "You have read a text and remember it."
+# kind -> what is asked of the memory model, and how its answer begins; the wordings whose clues found most in short trials
 KINDS: dict[str, tuple[str, str]] = {
-    "span": ("Copy the sentences of the document above that answer this question, one a line: {}", '"'),
+    "span": ("Quote from the text what answers this: {}", '"'),
     "question": ("Which simpler questions about the document above help to answer this one? One a line: {}", "1. "),
     "draft": ("Answer from the document above, in one sentence.\n\nQuestion: {}", ""),
-    "key": ("List the key points of the document above that matter for this question, one a line: {}", "- "),
+    "key": ("List the key points, names and places that matter for: {}", "- "),
 }
 NEUTRAL = KINDS["draft"][0].format("What is this document about?")
 LINES = 3  # clues of one kind at most
@@ -43,7 +44,7 @@ def prompts(question: str, memory: Composed, max_tokens: int) -> dict[str, Promp
     """Kind -> the prompt that recalls clues of that kind."""
     return {
         kind: Prompt(
-            (("system", SYSTEM), ("user", ask.format(question))),
+            (("system", READER if kind in ("span", "key") else SYSTEM), ("user", ask.format(question))),
             max_tokens, prefix, memory.slots, watch=True, stop_at=2 * LINES,
         )
         for kind, (ask, prefix) in KINDS.items()
@@ -80,6 +81,9 @@ def lines(text: str) -> list[tuple[int, int]]:
 def parse(kind: str, stream: Stream, question: str, memory: Composed, usual: torch.Tensor | None) -> list[Clue]:
     """The clues in one stream (finished or not): at most `LINES`, without echoes of the question or repeats."""
     text = stream.text
+    if stream.tokens >= stream.prompt.max_tokens:  # cut in the middle: its last whole sentence or line is its end
+        whole = max(text.rfind(mark) for mark in ".!?。！？\n") + 1
+        text = text[:whole] if whole > len(stream.prompt.prefix) + 8 else text
     spans = [(0, len(text.rstrip()))] if kind == "draft" else lines(text)
     seen, clues = {key_of(question)}, []
     for start, end in spans:
@@ -127,14 +131,12 @@ def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Te
         first = int(near.argmax())
         if near[first] <= 0:
             break
-        last = first + kernel - 1
-        owner = int(memory.owners[first])
-        while last > first and int(memory.owners[last]) != owner:
-            last -= 1
+        owner = memory.owners[first + int(strength[first : first + kernel].argmax())]  # where two documents meet
+        inside = [slot for slot in range(first, first + kernel) if memory.owners[slot] == owner]
         found.append(
             Source(
-                memory.documents[owner], int(memory.spans[first, 0]), int(memory.spans[last, 1]),
-                float(near[first]) / total,
+                memory.documents[int(owner)], int(memory.spans[inside[0], 0]), int(memory.spans[inside[-1], 1]),
+                float(strength[inside].sum()) / total,
             )
         )  # fmt: skip
         near[max(0, first - kernel + 1) : first + kernel] = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memo import clues as recall
-from memo.answers import STRATEGIES, Ask, Steps, clean_question, stand_alone
+from memo.answers import QUESTION_TOKENS, STRATEGIES, Ask, Steps, clean_question, stand_alone
 from memo.cite import cite
 from memo.errors import Cancelled, MemoError, NothingToAsk, SettingsError
 from memo.events import (
@@ -252,7 +252,10 @@ class MemoRAG:
         Raises:
             NothingToAsk: no question, or no document in the library; SettingsError: an unknown strategy.
         """
-        question, stop, began = clean_question(question), stop or Stop(), time.monotonic()
+        stop, began = stop or Stop(), time.monotonic()
+        question = clean_question(question)
+        if self.models.generator().count(question) > QUESTION_TOKENS:
+            raise NothingToAsk("The question is too long.", "Put long texts in as documents.")
         for strategy in strategies:
             if strategy not in STRATEGIES:
                 raise SettingsError(f"No strategy is named {strategy!r}.", f"Choose from: {', '.join(STRATEGIES)}.")

@@ -10,7 +10,8 @@ value, so 1 means first in every ranking.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,24 +60,40 @@ def connect(place: Path, server: str = "") -> Any:
         raise BackendError("The Chroma server does not answer.", "Check MEMO_CHROMA and that it is running.") from error
 
 
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Chroma's own errors, and those of the network to its server, as a `BackendError`."""
+    try:
+        yield
+    except Exception as error:
+        raise BackendError("The passage database (Chroma) does not answer as it should.", "Try again.") from error
+
+
 class PassageIndex:
-    """One Chroma collection: the vectors of a library's passages, and which characters of which document they are."""
+    """One Chroma collection: the vectors of a library's passages, and which characters of which document they are.
+
+    Raises:
+        BackendError: everywhere, where the database is out of reach or the collection is gone.
+    """
 
     _creating = threading.Lock()  # two collections made at the same moment can trip over Chroma's set-up
 
     def __init__(self, client: Any, name: str, embedder: Embedder) -> None:
         self.client, self.name, self.embedder = client, name, embedder
-        with self._creating:
+        with self._creating, _answering():
             self.collection = client.get_or_create_collection(
                 name, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
             )
 
     def add(self, passages: Sequence[Passage]) -> None:
         """Embeds and stores passages; those already there are replaced."""
-        if passages:
+        if not passages:
+            return
+        vectors = self.embedder.encode([p.text for p in passages])
+        with _answering():
             self.collection.upsert(
                 ids=[f"{p.document}:{p.start}" for p in passages],
-                embeddings=self.embedder.encode([p.text for p in passages]),
+                embeddings=vectors,
                 metadatas=[
                     {"document": p.document, "start": p.start, "end": p.end, "page": p.page or 0} for p in passages
                 ],
@@ -84,18 +101,22 @@ class PassageIndex:
 
     def remove(self, document: str) -> None:
         """Takes all passages of a document out; harmless if there are none."""
-        self.collection.delete(where={"document": document})
+        with _answering():
+            self.collection.delete(where={"document": document})
 
     def drop(self) -> None:
         """Deletes the whole collection."""
-        self.client.delete_collection(self.name)
+        with _answering():
+            self.client.delete_collection(self.name)
 
     def count(self) -> int:
-        return self.collection.count()
+        with _answering():
+            return self.collection.count()
 
     def documents(self) -> set[str]:
         """Ids of all documents that have passages here."""
-        return {m["document"] for m in self.collection.get(include=["metadatas"])["metadatas"]}
+        with _answering():
+            return {m["document"] for m in self.collection.get(include=["metadatas"])["metadatas"]}
 
     def rank(
         self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None
@@ -110,7 +131,8 @@ class PassageIndex:
             means.append([sum(column) / len(group) for column in zip(*group, strict=True)])
             at += len(query.texts)
         where = None if among is None else {"document": {"$in": list(among)}}
-        found = self.collection.query(query_embeddings=means, n_results=depth, where=where, include=["metadatas"])
+        with _answering():
+            found = self.collection.query(query_embeddings=means, n_results=depth, where=where, include=["metadatas"])
         return found["metadatas"]
 
 

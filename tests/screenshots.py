@@ -1,7 +1,7 @@
 """Takes the pictures in assets/screenshots: `python tests/screenshots.py [question]`.
 
-In: the app with the embedded models, which this starts, and the example Harrowmere. Out: four PNG files, light and dark,
-wide and narrow, of the page after one question. Run by hand.
+In: the app with the embedded models, which this starts, and the example Harrowmere. Out: four PNG files of the page
+after one question, light and dark, wide and narrow. Run by hand.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from memo.settings import Settings
@@ -48,8 +49,10 @@ def main() -> None:
             use(page, f"{app.url}?__theme={theme}", question)
             for width in (1280, 390):
                 page.set_viewport_size({"width": width, "height": 900})
-                page.wait_for_function("window.innerWidth == %d" % width)
-                page.screenshot(path=FOLDER / f"ask-{width}-{theme}.png", full_page=True)
+                page.wait_for_function(f"window.innerWidth == {width}")
+                path = FOLDER / f"ask-{width}-{theme}.png"
+                page.screenshot(path=path, full_page=True)
+                Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
             page.close()
         browser.close()
         app.close()

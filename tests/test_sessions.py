@@ -6,8 +6,8 @@ import threading
 import pytest
 import tiny
 
-from memo.errors import LibraryBusy, LimitReached
-from memo.events import AnswerDone
+from memo.errors import LibraryBusy, LimitReached, MemoError, UnknownDocument
+from memo.events import AnswerDone, AnswerFailed, PassagesFound
 from memo.library import Library
 from memo.pipeline import finish
 from memo.search import Query
@@ -175,15 +175,18 @@ def test_closing_in_the_middle_of_memorizing_ends_it_and_leaves_nothing(sessions
 
 
 def test_closing_in_the_middle_of_an_answer_leaves_nothing(sessions):
-    """The page is left while an answer streams: it may end in an answer or an error, but all files go."""
+    """The page is left while an answer streams: what needs the documents no more goes on, what needs them fails."""
     session = sessions.open()
     put(session, tiny.document())
-    events = session.rag.compare("What froze?", ("rag", "memory_only"))
-    next(events)
+    events = session.rag.compare("What froze?", ("rag", "memory_only", "full_context"))
+    first = next(events)
+    assert isinstance(first, PassagesFound)  # rag has its passages; the others come next
     sessions.close(session.token)
     assert folders(sessions) == set() == collections(sessions)
-    last = list(events)[-1]
-    assert isinstance(last, AnswerDone)  # it had all it needed
+    rest = list(events)
+    assert {event.strategy for event in rest if isinstance(event, AnswerDone)} <= {"full_context"}
+    failed = {event.strategy: type(event.error) for event in rest if isinstance(event, AnswerFailed)}
+    assert failed["rag"] is UnknownDocument and issubclass(failed["memory_only"], MemoError)
 
 
 def test_sessions_without_use_are_swept(sessions, tiny_settings):

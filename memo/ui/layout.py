@@ -37,6 +37,7 @@ class Example:
     """A document that comes with the project, and questions about it."""
 
     title: str
+    language: str
     path: Path
     questions: tuple[str, ...]
 
@@ -48,8 +49,8 @@ def examples() -> tuple[Example, ...]:
     for path in sorted((ASSETS / "examples").glob("*.questions.json")):
         about = json.loads(path.read_text(encoding="utf-8"))
         questions = tuple(item["question"] for item in about["questions"][:CHIPS])
-        found.append(Example(about["title"], path.with_name(about["document"]), questions))
-    return tuple(found)
+        found.append(Example(about["title"], about["language"], path.with_name(about["document"]), questions))
+    return tuple(sorted(found, key=lambda example: LANGUAGES.index(example.language)))
 
 
 @dataclass
@@ -113,19 +114,19 @@ def page(settings: Settings, token: gr.State) -> Page:
     made: dict = {"token": token}
     gr.HTML('<div class="masthead"><h1>memo</h1><p>' + i18n("tagline") + "</p></div>", elem_id="masthead")
     with gr.Row(elem_classes="pair"):
-        with gr.Column(scale=5, min_width=320, elem_classes="panel", elem_id="documents-panel"):
+        with gr.Column(scale=5, min_width=320, elem_id="documents-panel"):
             made |= documents()
-        with gr.Column(scale=6, min_width=320, elem_classes="panel", elem_id="question-panel"):
+        with gr.Column(scale=6, min_width=320, elem_id="question-panel"):
             made |= question(settings)
     with gr.Row(elem_classes="pair"):
-        with gr.Column(scale=5, min_width=320, elem_classes="panel", elem_id="clues-panel"):
+        with gr.Column(scale=5, min_width=320, elem_id="clues-panel"):
             made |= clues()
-        with gr.Column(scale=6, min_width=320, elem_classes="panel", elem_id="passages-panel"):
+        with gr.Column(scale=6, min_width=320, elem_id="passages-panel"):
             title(4, "passages.title")
             made["passages"] = gr.HTML(js_on_load=ON_PASSAGES, elem_id="passages", apply_default_css=False)
-    with gr.Column(elem_classes="panel", elem_id="answers-panel"):
+    with gr.Column(elem_id="answers-panel"):
         made |= answers()
-    with gr.Column(elem_classes="panel", elem_id="conversation-panel"):
+    with gr.Column(elem_id="conversation-panel"):
         made |= conversation()
     made["privacy"] = gr.HTML(elem_id="privacy")
     return Page(**made)
@@ -134,7 +135,8 @@ def page(settings: Settings, token: gr.State) -> Page:
 def documents() -> dict:
     """Drop zone, examples, one card per document."""
     title(1, "documents.title")
-    files = gr.File(file_count="multiple", label=i18n("documents.drop"), height=130, elem_id="files")
+    files = gr.File(file_count="multiple", label=i18n("documents.files"), show_label=False, height=140, elem_id="files")
+    gr.HTML('<p class="hint">' + i18n("documents.kinds") + "</p>", apply_default_css=False)
     with gr.Row(elem_classes="examples"):
         buttons = [gr.Button(example.title, size="sm", elem_classes="chip-button") for example in examples()]
     cards = gr.HTML(js_on_load=ON_DOCUMENTS, elem_id="documents", apply_default_css=False)
@@ -174,25 +176,27 @@ def clues() -> dict:
     """The clues, each to be switched off or reworded, and one of the person's own."""
     title(3, "clues.title")
     note = gr.HTML(elem_id="clue-note", apply_default_css=False)
-    rows = []
-    for number in range(1, CLUES + 1):
-        with gr.Row(visible=False, elem_classes="clue") as row:
-            use = gr.Checkbox(
-                True, label=i18n("clue.use"), container=False, min_width=28, scale=0, elem_classes="clue-use"
-            )
-            with gr.Column(min_width=200, elem_classes="clue-body"):
-                text = gr.Textbox(
-                    label=f"{number}", show_label=False, container=False, max_lines=4, max_length=500,
-                    interactive=False, elem_classes="clue-text",
-                )  # fmt: skip
-                origin = gr.HTML(apply_default_css=False)
-        rows.append(ClueRow(row, use, text, origin))
+    with gr.Column(elem_id="clue-rows"):
+        rows = [clue() for _ in range(CLUES)]
     own = gr.Textbox(
         label=i18n("clue.own"), placeholder=i18n("clue.own.placeholder"), max_lines=3, max_length=500, visible=False,
         elem_id="own-clue",
     )  # fmt: skip
     again = gr.Button(i18n("again"), variant="secondary", visible=False, elem_id="again")
     return {"clue_note": note, "clues": rows, "own": own, "again": again}
+
+
+def clue() -> ClueRow:
+    """One clue, not seen yet."""
+    with gr.Row(visible=False, elem_classes="clue") as row:
+        use = gr.Checkbox(True, label=i18n("clue.use"), container=False, min_width=28, scale=0, elem_classes="clue-use")
+        with gr.Column(min_width=200):
+            text = gr.Textbox(
+                label=i18n("clue.text"), show_label=False, container=False, max_lines=4, max_length=500,
+                interactive=False, elem_classes="clue-text",
+            )  # fmt: skip
+            origin = gr.HTML(apply_default_css=False)
+    return ClueRow(row, use, text, origin)
 
 
 def answers() -> dict:
@@ -202,7 +206,7 @@ def answers() -> dict:
     columns = {}
     with gr.Row(elem_classes="answers"):
         for name in STRATEGIES:
-            with gr.Column(visible=False, min_width=250, elem_classes="answer-column", elem_id=f"answer-{name}") as col:
+            with gr.Column(visible=False, min_width=250, elem_id=f"answer-{name}") as col:
                 card = gr.HTML(apply_default_css=False)
                 stop = gr.Button(i18n("stop_one"), size="sm", variant="stop", visible=False, elem_classes="stop-one")
             columns[name] = AnswerColumn(col, card, stop)

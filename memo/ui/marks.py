@@ -17,11 +17,12 @@ from memo.ui.texts import say
 from memo.ui.visits import Visit
 
 _RUN = re.compile(r"[^\W_]+")
+_BLANK = re.compile(r"\n\s*\n")
 SHORT = 4  # Latin words below this are rarely what a clue is about
 COMMON = frozenset(
-    """about after also answer been before being could does during each from have here into just many more most much only
-    other over same should some such than that their them then there these they this those through under very were what
-    when where which while whose will with would your document according following""".split()
+    "about after also answer been before being could does during each from have here into just many more most much "  # noqa: SIM905
+    "only other over same should some such than that their them then there these they this those through under very "
+    "were what when where which while whose will with would your document according following".split()
 )
 LABELS = ("question", "memory", "made-up answer")  # what may have found a passage, besides a clue's own text
 
@@ -56,7 +57,7 @@ def marked(
     cuts = sorted({0, len(text), *(p for s in found for p in s), *(p for s in cited for p in s[:2])})
     parts, seen = [], set[int]()
     for start, end in pairwise(cuts):
-        piece = esc(text[start:end])
+        piece = esc(_BLANK.sub("\n", text[start:end]))
         if any(a <= start and end <= b for a, b in found):
             piece = f'<b class="hit">{piece}</b>'
         numbers = [number for a, b, number in cited if a <= start and end <= b]
@@ -145,4 +146,6 @@ def _set(visit: Visit, board: Board, strategy: str, shown: bool) -> str:
         wanted = terms([board.question, board.rewritten, *clues, *own])
         cards.append(passage_card(visit, strategy, number, found, wanted, citations))
     body = "".join(cards) or f'<p class="empty">{esc(say(visit.language, "passages.none"))}</p>'
-    return f'<div class="set" data-of="{strategy}"{"" if shown else " hidden"}>{body}</div>'
+    label = esc(say(visit.language, f"strategy.{strategy}"))
+    hidden = "" if shown else " hidden"
+    return f'<div class="set" data-of="{strategy}" role="region" aria-label="{label}" tabindex="0"{hidden}>{body}</div>'

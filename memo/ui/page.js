@@ -1,7 +1,7 @@
 // The page's own behaviour: citations lead to the cited words, passages open and close, one set of them is seen at a time.
 // Nothing here talks to the server.
 window.memoPassages = (() => {
-  let shown = null;   // the strategy whose passages are seen
+  let chosen = null;  // the strategy whose passages the person wants to see
   let active = null;  // {strategy, cite} of the citation that was followed
   let origin = null;  // where it was followed from, to go back to
   const open = new Set();
@@ -13,7 +13,7 @@ window.memoPassages = (() => {
     const element = root();
     if (!element) return;
     const sets = [...element.querySelectorAll('.set')];
-    if (sets.length && !sets.some((set) => set.dataset.of === shown)) shown = sets[0].dataset.of;
+    const shown = sets.some((set) => set.dataset.of === chosen) ? chosen : sets[0]?.dataset.of;
     sets.forEach((set) => { set.hidden = set.dataset.of !== shown; });
     element.querySelectorAll('[data-set]').forEach((tab) => tab.setAttribute('aria-pressed', tab.dataset.set === shown));
     element.querySelectorAll('.passage').forEach((card) => {
@@ -39,7 +39,7 @@ window.memoPassages = (() => {
   function follow(button) {
     active = {strategy: button.dataset.strategy, cite: button.dataset.cite};
     origin = button;
-    shown = active.strategy;
+    chosen = active.strategy;
     open.add(`passage-${active.strategy}-${button.dataset.passage}`);
     apply();
     const target = marksOf(active)[0] || document.getElementById(`passage-${active.strategy}-${button.dataset.passage}`);
@@ -53,7 +53,7 @@ window.memoPassages = (() => {
     const cite = event.target.closest('button.cite');
     if (cite) return follow(cite);
     const tab = event.target.closest('#passages [data-set]');
-    if (tab) { shown = tab.dataset.set; return apply(); }
+    if (tab) { chosen = tab.dataset.set; return apply(); }
     const more = event.target.closest('#passages .more');
     if (more) {
       const card = more.closest('.passage');
@@ -66,10 +66,13 @@ window.memoPassages = (() => {
     }
   });
 
+  let waiting = 0;
+  addEventListener('resize', () => { clearTimeout(waiting); waiting = setTimeout(apply, 100); });
+
   return {
     mount(element, watch) {
       watch('value', () => {
-        if (!element.querySelector('.passage')) { active = null; shown = null; open.clear(); }
+        if (!element.querySelector('.passage')) { active = null; chosen = null; open.clear(); }
         apply();
       });
       apply();

@@ -1,0 +1,258 @@
+"""Search: fused rankings by hand, budgets, labels; Chroma collections apart, in this process and on a server."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import tiny
+
+from memo.errors import BackendError
+from memo.events import Source
+from memo.library import Library
+from memo.passages import Passage
+from memo.pipeline import MemoRAG, finish
+from memo.search import DEPTH, K, PassageIndex, Query, connect, fuse, point
+
+
+def passage(document, start, text):
+    return Passage(document, start, start + len(text), None, text)
+
+
+def hit(document, start, size=10, page=0):
+    return {"document": document, "start": start, "end": start + size, "page": page}
+
+
+def fused(rankings, budget=1000, order=(), size=10):
+    return fuse(rankings, lambda d, a, b: f"{d}{a}".ljust(b - a), lambda text: size, budget, order)
+
+
+def texts_of(index, library, query, **more):
+    [hits] = index.rank([Query("question", (query,))], **more)
+    return [library[(h["document"], h["start"])] for h in hits]
+
+
+# --- fusion ----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_sums_of_reciprocal_ranks():
+    a, b, c = hit("d", 0), hit("d", 10), hit("d", 20)
+    found = fused([("question", 1.0, [a, b]), ("clue", 0.5, [c, b, a])])
+    best = 1.5 / (K + 1)
+    expected = {
+        0: (1 / (K + 1) + 0.5 / (K + 3)) / best,
+        10: (1 / (K + 2) + 0.5 / (K + 2)) / best,
+        20: (0.5 / (K + 1)) / best,
+    }
+    assert {f.start: f.score for f in found} == {k: pytest.approx(v, abs=1e-4) for k, v in expected.items()}
+
+
+def test_first_in_every_ranking_has_score_1():
+    found = fused([("question", 1.0, [hit("d", 0), hit("d", 10)]), ("clue", 0.3, [hit("d", 0)]), ("none", 2.0, [])])
+    assert found[0].score == 1 and found[1].score < 1
+
+
+def test_passages_come_in_document_order():
+    hits = [hit("b", 50), hit("a", 30), hit("b", 0), hit("c", 5), hit("a", 10)]
+    found = fused([("question", 1.0, hits)], order=["b", "a"])
+    assert [(f.document, f.start) for f in found] == [("b", 0), ("b", 50), ("a", 10), ("a", 30), ("c", 5)]
+
+
+@pytest.mark.parametrize(("budget", "count"), [(1000, 6), (60, 6), (59, 5), (35, 3), (20, 2), (1, 1)])
+def test_the_best_that_fit_the_budget_are_taken_and_at_least_one(budget, count):
+    hits = [hit("d", 10 * i) for i in range(6)]
+    found = fused([("question", 1.0, hits)], budget)
+    assert [f.start for f in found] == [10 * i for i in range(count)]
+
+
+def test_a_passage_too_long_is_passed_over_for_shorter_ones():
+    sizes = {"d0": 5, "d10": 90, "d20": 5}
+    hits = [hit("d", 0), hit("d", 10), hit("d", 20)]
+    found = fuse([("q", 1.0, hits)], lambda d, a, b: f"{d}{a}", lambda text: sizes[text], 20)
+    assert [f.start for f in found] == [0, 20]
+
+
+def test_found_by_names_the_queries_that_brought_a_passage():
+    front = [hit("d", 10 * i) for i in range(8)]
+    found = fused([("question", 1.0, front), ("a clue", 0.5, [front[1], front[0]]), ("memory", 0.5, [front[6]])])
+    assert found[0].found_by == ("question", "a clue") == found[1].found_by
+    assert found[2].found_by == ("question",) and found[6].found_by == ("memory",)
+    assert found[7].found_by == ("question",)  # far behind, but no other found it
+
+
+def test_pages_and_texts_come_along():
+    found = fused([("question", 1.0, [hit("d", 0, page=3), hit("d", 10)])])
+    assert [f.page for f in found] == [3, None] and found[0].text == "d0".ljust(10) and found[0].end == 10
+
+
+def test_nothing_found_is_nothing():
+    assert fused([]) == () == fused([("question", 1.0, [])])
+
+
+def test_pointers_rank_passages_by_the_weight_that_lies_in_them():
+    passages = [passage("a", 0, "x" * 100), passage("a", 100, "x" * 100), passage("b", 0, "x" * 100)]
+    sources = [Source("a", 90, 130, 0.4), Source("b", 10, 20, 0.2), Source("c", 0, 50, 9.0)]
+    ranked = point(sources, passages)  # weights: a quarter of .4, three quarters of .4, all of .2
+    assert [(h["document"], h["start"]) for h in ranked] == [("a", 100), ("b", 0), ("a", 0)]
+    assert ranked[0] == {"document": "a", "start": 100, "end": 200, "page": 0}
+    assert point([], passages) == [] == point(sources, [])
+
+
+# --- Chroma ----------------------------------------------------------------------------------------------------------
+
+SENTENCES = [s.strip() + "." for s in tiny.TEXT.split(". ") if s.strip()]
+PASSAGES = [passage("mill", 100 * i, text) for i, text in enumerate(SENTENCES)]
+LIBRARY = {("mill", 100 * i): text for i, text in enumerate(SENTENCES)} | {("other", 0): "Wool fell in price."}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Chroma server of this test: its address."""
+    folder = tmp_path_factory.mktemp("chroma-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "chroma"), "run", "--path", str(folder), "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"ANONYMIZED_TELEMETRY": "False"}, cwd=folder,
+    )  # fmt: skip
+    try:
+        waiting = threading.Event()
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, "the Chroma server ended"
+            waiting.wait(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(params=["in process", "server"])
+def client(request, tmp_path):
+    if request.param == "server":
+        return connect(tmp_path, request.getfixturevalue("server"))
+    return connect(tmp_path / "chroma")
+
+
+@pytest.fixture
+def index(client, request):
+    made = PassageIndex(client, f"test-{abs(hash(request.node.name)):x}", tiny.Embedder())
+    yield made
+    made.drop()
+
+
+def test_the_passage_that_shares_the_words_comes_first(index):
+    index.add(PASSAGES)
+    assert texts_of(index, LIBRARY, "flood took the bridge")[0].startswith("In 1903 a flood")
+    assert texts_of(index, LIBRARY, "nine blades of oak")[0].startswith("Its wheel had nine blades")
+    assert len(texts_of(index, LIBRARY, "flood", depth=2)) == 2
+
+
+def test_several_texts_of_a_query_are_looked_up_in_their_mean(index):
+    index.add(PASSAGES)
+    both = Query("both", ("flood took the bridge", "nine blades of oak"))
+    one = Query("one", ("flood took the bridge",))
+    mixed, alone = index.rank([both, one])
+    assert {h["start"] for h in mixed[:2]} == {h["start"] for h in [alone[0], *index.rank([
+        Query("other", ("nine blades of oak",))])[0][:1]]}  # fmt: skip
+
+
+def test_adding_again_replaces(index):
+    index.add(PASSAGES)
+    index.add(PASSAGES[:3])
+    assert index.count() == len(PASSAGES) and index.documents() == {"mill"}
+
+
+def test_a_document_is_removed_and_the_others_stay(index):
+    index.add(PASSAGES)
+    index.add([passage("other", 0, "Wool fell in price.")])
+    index.remove("mill")
+    assert index.documents() == {"other"} and index.count() == 1
+    assert texts_of(index, LIBRARY, "flood took the bridge") == ["Wool fell in price."]
+    index.remove("mill")  # harmless
+
+
+def test_a_search_may_be_kept_to_some_documents(index):
+    index.add(PASSAGES)
+    index.add([passage("other", 0, "Wool fell in price.")])
+    assert texts_of(index, LIBRARY, "flood took the bridge", among=["other"]) == ["Wool fell in price."]
+    assert texts_of(index, LIBRARY, "flood took the bridge", among=[]) == []
+
+
+def test_two_collections_know_nothing_of_each_other(client):
+    one, two = (PassageIndex(client, f"apart-{i}", tiny.Embedder()) for i in range(2))
+    one.add(PASSAGES)
+    two.add([passage("mill", 0, "Wool fell in price.")])
+    assert (one.count(), two.count()) == (len(PASSAGES), 1)
+    [[only]] = two.rank([Query("question", ("flood took the bridge",))])
+    assert (only["document"], only["start"], only["end"]) == ("mill", 0, 19)
+    two.remove("mill")
+    two.drop()
+    assert one.count() == len(PASSAGES)
+    one.drop()
+
+
+def test_an_empty_collection_finds_nothing(index):
+    assert index.rank([Query("question", ("anything",)), Query("clue", ("else",))]) == [[], []]
+    assert index.rank([]) == [] and index.documents() == set()
+
+
+def test_more_passages_than_a_ranking_holds(index):
+    index.add([passage("many", 10 * i, f"passage number {i}") for i in range(DEPTH + 15)])
+    [hits] = index.rank([Query("question", ("passage number 7",))])
+    assert len(hits) == DEPTH and hits[0]["start"] == 70
+
+
+def test_a_collection_that_is_gone_is_an_error_of_ours(client):
+    index = PassageIndex(client, "soon-gone", tiny.Embedder())
+    index.add(PASSAGES)
+    client.delete_collection("soon-gone")
+    for use in (lambda: index.rank([Query("q", ("flood",))]), lambda: index.add(PASSAGES), lambda: index.remove("mill")):
+        with pytest.raises(BackendError, match="Chroma"):
+            use()
+
+
+def test_a_library_works_on_a_server(tmp_path, server, tiny_models, tiny_settings):
+    """Memorize, ask, forget and destroy, with the passages on the server; two libraries share it and stay apart."""
+    with (
+        Library(tmp_path / "one", tiny_models.embedder, server=server) as one,
+        Library(tmp_path / "two", tiny_models.embedder, server=server) as two,
+    ):
+        for library, text in ((one, tiny.TEXT), (two, "Wool fell in price. " * 6)):
+            rag = MemoRAG(library, tiny_models, tiny_settings)
+            assert not [s.error for s in rag.memorize([tiny.document(text=text)]) if s.error]
+        assert not (tmp_path / "one" / "chroma").exists()
+        answer = finish(MemoRAG(one, tiny_models, tiny_settings).ask("Did a flood take the bridge?", "rag"))["rag"]
+        assert "flood" in " ".join(found.text for found in answer.passages)
+        assert all("Wool" not in found.text for found in answer.passages)
+        names = {one.collection, two.collection}
+        one.destroy()
+        assert names & {c.name for c in two.index.client.list_collections()} == {two.collection}
+        assert two.index.count() == len(two.passages(next(iter(two.documents))))
+        two.destroy()
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_server_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(BackendError, match="Chroma server") as failure:
+        connect(tmp_path, free_address())
+    assert "MEMO_CHROMA" in failure.value.hint
+
+
+def test_a_library_without_its_server_fails_a_question_with_an_error_of_ours(tmp_path, tiny_models, tiny_settings):
+    with Library(tmp_path / "library", tiny_models.embedder, server=free_address()) as library:
+        [last] = [s for s in MemoRAG(library, tiny_models, tiny_settings).memorize([tiny.document()]) if s.error]
+        assert isinstance(last.error, BackendError) and not library.documents
+        assert not list(library.folder.iterdir())
