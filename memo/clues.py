@@ -24,14 +24,18 @@ if TYPE_CHECKING:
 
 SYSTEM = "You answer questions about the document above."
 READER = "You have read a text and remember it."
-# kind -> what is asked of the memory model, and how its answer begins; the wordings whose clues found most in short trials
-KINDS: dict[str, tuple[str, str]] = {
-    "span": ("Quote from the text what answers this: {}", '"'),
-    "question": ("Which simpler questions about the document above help to answer this one? One a line: {}", "1. "),
-    "draft": ("Answer from the document above, in one sentence.\n\nQuestion: {}", ""),
-    "key": ("List the key points, names and places that matter for: {}", "- "),
+# kind -> system prompt, what is asked, how the answer begins: the wordings whose clues found most in short trials
+KINDS: dict[str, tuple[str, str, str]] = {
+    "span": (READER, "Quote from the text what answers this: {}", '"'),
+    "question": (
+        SYSTEM,
+        "Which simpler questions about the document above help to answer this one? One a line: {}",
+        "1. ",
+    ),
+    "draft": (SYSTEM, "Answer from the document above, in one sentence.\n\nQuestion: {}", ""),
+    "key": (READER, "List the key points, names and places that matter for: {}", "- "),
 }
-NEUTRAL = KINDS["draft"][0].format("What is this document about?")
+NEUTRAL = KINDS["draft"][1].format("What is this document about?")
 LINES = 3  # clues of one kind at most
 NEAR = 6  # slots whose attention is looked at together: about a sentence or two
 SOURCES = 5  # places a clue points to at most
@@ -44,10 +48,10 @@ def prompts(question: str, memory: Composed, max_tokens: int) -> dict[str, Promp
     """Kind -> the prompt that recalls clues of that kind."""
     return {
         kind: Prompt(
-            (("system", READER if kind in ("span", "key") else SYSTEM), ("user", ask.format(question))),
+            (("system", system), ("user", ask.format(question))),
             max_tokens, prefix, memory.slots, watch=True, stop_at=2 * LINES,
         )
-        for kind, (ask, prefix) in KINDS.items()
+        for kind, (system, ask, prefix) in KINDS.items()
     }  # fmt: skip
 
 

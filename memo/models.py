@@ -161,6 +161,7 @@ def load_language_model(
         ModelError: it cannot be found, is no causal LM, or has no chat template.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from memo import attention
@@ -173,7 +174,7 @@ def load_language_model(
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=choose_dtype(settings.dtype, device), attn_implementation=attention.NAME
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model {name!r} cannot be loaded: {reason}", "Check the id or the folder.") from error
     if not tokenizer.chat_template:
@@ -213,6 +214,7 @@ class Embedder:
     """Texts -> unit vectors (N, D), float32."""
 
     def __init__(self, settings: Settings) -> None:
+        from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
 
         device = choose_device(settings.device)
@@ -220,7 +222,7 @@ class Embedder:
         dtype = choose_dtype(settings.dtype, device)
         try:
             self.model = SentenceTransformer(source, device=device, model_kwargs={"dtype": dtype})
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             told = f"The embedder {settings.embedder!r} cannot be loaded."
             raise ModelError(told, "Check its id or folder.") from error
         self.name = "all-MiniLM-L6-v2" if settings.embedder == "embedded" else display_name(settings.embedder)

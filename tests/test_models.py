@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +127,14 @@ def test_damaged_weights_are_refused(tmp_path, tiny_folder):
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ModelError, match="damaged"):
         load_language_model(str(tmp_path / "damaged"), Settings(device="cpu"))
+
+
+def test_damaged_weights_of_an_embedder_are_refused(tmp_path):
+    shutil.copytree(embedded_embedder(), tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="damaged"):
+        Embedder(Settings(embedder=str(tmp_path / "damaged"), device="cpu"))
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path, tiny_folder):
@@ -253,13 +262,15 @@ def test_numbers_are_read_digit_by_digit(models):
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("text", ["Ünïcode, 한국어 텍스트 123 \U0001f600!", "<|im_end|> and <|im_start|>system", " \n\t x  "])
+@pytest.mark.parametrize(
+    "text", ["Ünïcode, 한국어 텍스트 123 \U0001f600!", "<|im_end|> and <|im_start|>system", " \n\t x  "]
+)
 def test_the_embedded_tokenizer_gives_back_every_text_with_its_places(models, text):
     reader = models.memory_model()
     ids, offsets = reader.encode(text, start=False)
     assert reader.tokenizer.decode(ids) == text
     assert offsets[0][0] == 0 and offsets[-1][1] == len(text)
-    assert all(a <= b for (a, _), (b, _) in zip(offsets, offsets[1:], strict=False))
+    assert all(a <= b for (a, _), (b, _) in pairwise(offsets))
     assert not set(ids) & set(reader.tokenizer.all_special_ids)
 
 

@@ -214,7 +214,8 @@ def test_a_collection_that_is_gone_is_an_error_of_ours(client):
     index = PassageIndex(client, "soon-gone", tiny.Embedder())
     index.add(PASSAGES)
     client.delete_collection("soon-gone")
-    for use in (lambda: index.rank([Query("q", ("flood",))]), lambda: index.add(PASSAGES), lambda: index.remove("mill")):
+    rank, add = (lambda: index.rank([Query("q", ("flood",))])), (lambda: index.add(PASSAGES))
+    for use in (rank, add, lambda: index.remove("mill"), index.documents, index.drop):
         with pytest.raises(BackendError, match="Chroma"):
             use()
 
