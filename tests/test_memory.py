@@ -360,3 +360,17 @@ def test_memories_of_other_weights_are_refused(reader, three):
     with pytest.raises(WrongModel, match="other memory weights"):
         memory.add(other_weights)
     assert len(memory) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_the_gpu_a_memory_is_made_saved_continued_and_asked(tmp_path):
+    cpu = tiny.memory_model()
+    gpu = tiny.MemoryModel(tiny.model().to("cuda"), tiny.tokenizer())
+    assert gpu.fingerprint == cpu.fingerprint
+    part = memorize(gpu, tiny.TEXT[:128])
+    memory_file.save(part, tmp_path / "part")
+    both = memorize(gpu, tiny.TEXT[128:300], after=memory_file.load(tmp_path / "part", gpu))
+    whole = memorize(gpu, tiny.TEXT[:300])
+    assert torch.allclose(both.keys, whole.keys, atol=1e-2) and torch.equal(both.spans, whole.spans)
+    assert both.keys.device.type == "cpu"
+    assert ask(gpu, "What froze?", memory_with(gpu, both).compose().slots, watch=True)

@@ -12,7 +12,7 @@ def test_the_walk_writes_results_with_their_origin(tiny_folder, tmp_path, monkey
     for name, value in {"WINDOW": "64", "ANSWER_TOKENS": "4", "CLUE_TOKENS": "4", "CONTEXT_TOKENS": "100"}.items():
         monkeypatch.setenv(f"MEMO_{name}", value)
     out = tmp_path / "walk.json"
-    command = [sys.executable, "-m", "memo.evaluate.walk", "--text", text, "--long", text, "--repeats", "1", "--out", out]
+    command = [sys.executable, "-m", "memo.evaluate.walk", "--text", text, "--long", text, "--repeats", 1, "--out", out]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=300)
     told = json.loads(out.read_text())
     assert told["machine"]["cores"] >= 1

@@ -49,8 +49,9 @@ def memorizing(text: str, models: Any, settings: Settings, repeats: int) -> dict
         began = time.perf_counter()
         row = Row()
         for start in range(0, count, settings.window):
+            piece = torch.tensor([ids[start : start + settings.window]], device=model.device)
             with inference(model):
-                run(model.model, embed(torch.tensor([ids[start : start + settings.window]], device=model.device)), [row])
+                run(model.model, embed(piece), [row])
         times["prefill"].append(time.perf_counter() - began)
     ratios = [b / a for a, b in zip(times["memorize"][1:], times["prefill"][1:], strict=True)]  # the first warms up
     return {

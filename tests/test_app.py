@@ -1,0 +1,444 @@
+"""The app over HTTP: visitors are apart, limits are told per file, what is deleted is gone; and the HTML it is made of."""
+
+import json
+import re
+import time
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import tiny
+
+import memo.ui
+from memo.errors import DamagedMemory, EmptyDocument
+from memo.events import Answer, Citation, Clue, Found, Source
+from memo.models import Models
+from memo.pipeline import Models
+from memo.settings import Settings
+from memo.ui import cards, exports, marks, texts
+from memo.ui.board import Board, Column
+from memo.ui.visits import Row, Turn, Visit
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">${7*7}{{7*7}}'
+SECRET = "The vault code 88213 is kept under the blue stone. " * 8
+HARMLESS = "The mill has nine blades of oak and one of ash. " * 8
+
+
+# --- texts and HTML --------------------------------------------------------------------------------------------------
+
+
+def test_both_languages_have_the_same_texts():
+    english, korean = texts.table("en"), texts.table("ko")
+    assert english.keys() == korean.keys()
+    fields = re.compile(r"{\w+}")
+    for key in english:
+        if not key.startswith("error."):  # an error's own sentence is English; Korean says it in its own words
+            assert set(fields.findall(english[key])) == set(fields.findall(korean[key])), key
+    assert not [key for key in korean if korean[key] == english[key] and not key.startswith(("strategy.", "error.", "by."))]
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [("ko-KR,ko;q=0.9", "ko"), ("en-GB", "en"), ("fr-FR,ko;q=0.5", "en"), ("", "en"), ("kok", "en")],
+)
+def test_the_language_is_the_browsers_first(header, language):
+    request = SimpleNamespace(headers={"accept-language": header})
+    assert texts.language_of(request) == language
+
+
+def test_errors_are_told_in_the_visitors_language_and_faults_without_their_insides():
+    error = EmptyDocument("a.txt is empty.", "Choose a file with text in it.")
+    assert texts.tell("en", error) == "a.txt is empty. Choose a file with text in it."
+    assert "a.txt" in texts.tell("ko", error, name="a.txt") and "empty" not in texts.tell("ko", error, name="a.txt")
+    assert "secret" not in texts.tell("en", RuntimeError("secret"))
+    assert texts.tell("ko", DamagedMemory("It is damaged.")) == "It is damaged."  # has no text of its own
+
+
+def test_notes_of_the_pipeline_are_told_in_korean():
+    said = texts.note("ko", "Only the first 7,900 of 13,000 tokens fit the model; the rest was not read.")
+    assert "7,900" in said and "13,000" in said and "read" not in said
+    assert texts.note("ko", "Something new.") == "Something new."
+
+
+@pytest.mark.parametrize(("count", "text"), [(5, "5 B"), (1500, "1.5 kB"), (36_400_000, "36 MB"), (2.5e9, "2.5 GB")])
+def test_sizes(count, text):
+    assert texts.size(count) == text
+
+
+class Tags(HTMLParser):
+    """The elements and the visible text of a piece of HTML."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def visit_with(text=HOSTILE, language="en"):
+    """A visit without models, whose every text is `text`."""
+    document = tiny.document(f"{text}.txt", text * 3)
+    session = SimpleNamespace(settings=Settings(), closed=False, history=[], rag=None)
+    visit = Visit(session, language)
+    row = Row(f"{text}.txt", state="failed", document=document, error=EmptyDocument(text))
+    visit.rows[row.key] = row
+    found = Found(document.id, 0, len(text), 1, text, 0.5, (text, "question", "memory"))
+    clue = Clue(text, "draft", -0.5, (Source(document.id, 0, len(text)),))
+    citation = Citation(0, len(text), 0, Source(document.id, 2, len(text) - 2))
+    answer = Answer(
+        text, "memorag", text, (clue,), (found,), (citation,), {"first_token": 1.0, "total": 2.0}, 10, 5,
+        {"generator": text}, (text,),
+    )  # fmt: skip
+    board = visit.board = Board.of(text, ["memorag"], session, ())
+    board.clues, board.passages = (clue,), {"memorag": (found,)}
+    board.columns["memorag"] = Column("memorag", "done", text, answer)
+    visit.turns = [Turn(text, text, {"memorag": answer})]
+    return visit
+
+
+def test_nothing_of_a_person_a_document_or_a_model_becomes_html():
+    visit = visit_with()
+    column, [clue] = visit.board.columns["memorag"], visit.board.clues
+    pieces = {
+        "documents": cards.documents(visit),
+        "clue": cards.clue_origin(visit, clue),
+        "passages": marks.passages(visit),
+        "answer": cards.answer(visit, column),
+        "writing": cards.answer(visit, Column("memorag", "answering", HOSTILE)),
+        "failed": cards.answer(visit, Column("memorag", "failed", "", None, EmptyDocument(HOSTILE))),
+        "conversation": cards.conversation(visit),
+        "notice": cards.notice("busy", HOSTILE),
+    }
+    for name, html in pieces.items():
+        seen = Tags(html)
+        assert not {"script", "img"} & set(seen.tags), name
+        assert not [a for a in seen.attributes if a.startswith("on")], name
+        assert "alert(" in seen.text, name
+
+
+def test_the_cited_words_are_marked_exactly_and_hits_within_them_too():
+    text = "The heat returns on 3 November. Nobody had expected it."
+    html = marked = marks.marked(text, [(4, 8)], [(0, 31, 0)], "memorag")
+    assert Tags(html).text == text
+    cited = "".join(re.findall(r'<mark class="cited"[^>]*>(.*?)</mark>', marked))
+    assert Tags(cited).text == text[:31]
+    assert '<b class="hit">heat</b>' in html
+    assert html.count('id="mark-memorag-0"') == 1
+
+
+def test_words_of_the_clues_are_highlighted_in_any_script():
+    wanted = marks.terms(["Who paid for the locks?", "도서관은 언제 열었나요"])
+    assert [("locks", "도서관은")] == [
+        tuple(t[a:b] for a, b in marks.hits(t, wanted)) for t in ["Locks and what: locks, 도서관은 오래"[10:]]
+    ]
+    assert not marks.hits("what would which", marks.terms(["what would which"]))
+
+
+def test_a_citation_stands_after_its_sentence():
+    visit = visit_with("Anna bought it. It was cheap.")
+    html = cards.cited(visit, visit.turns[0].main)
+    assert re.search(r"It was cheap\.<button[^>]*data-cite=\"0\"[^>]*>1</button>$", html)
+
+
+def test_the_export_has_everything():
+    visit = visit_with("Anna bought it. It was cheap.")
+    data = json.loads(exports.as_json(visit))
+    answer = data["turns"][0]["answers"]["memorag"]
+    assert answer["clues"][0]["kind"] == "draft" and answer["passages"][0]["score"] == 0.5
+    assert answer["citations"][0]["passage"] == 0 and answer["timings"]["total"] == 2.0 and answer["models"]
+    markdown = exports.as_markdown(visit)
+    for part in ("## 1. Anna", "It was cheap. [1]", "draft (-0.50)", "score 0.50", "2.0 s", "generator"):
+        assert part in markdown
+    assert "<script" not in exports.as_markdown(visit_with())
+
+
+# --- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory, tiny_folder):
+    """The app with a tiny random model."""
+    settings = Settings(
+        memory_model=str(tiny_folder), dtype="float32", window=64, ratio=4, passage_tokens=60, context_tokens=200,
+        clue_tokens=12, answer_tokens=12, device="cpu", max_file_mb=1, max_documents=3, max_tokens=3000, port=0,
+        data=tmp_path_factory.mktemp("app") / "sessions",
+    )  # fmt: skip
+    models = Models(settings)
+    models.__dict__["_embedder"] = tiny.Embedder()
+    running = memo.ui.launch(settings, prevent_thread_lock=True, models=models)
+    yield running
+    running.close()
+
+
+class Visitor:
+    """A page of the app, as far as HTTP goes."""
+
+    def __init__(self, app, page, open_it=True):
+        self.app, self.page = app, page
+        self.web = httpx.Client(base_url=app.url + "gradio_api", timeout=60)
+        if open_it:
+            self.call("open")
+
+    def function(self, name):
+        return next(i for i, fn in self.app.demo.fns.items() if fn.name == name)
+
+    def call(self, name, *data, event=None, page=None):
+        """A handler outside the queue: its outputs, or the error that is shown."""
+        body = {"fn_index": self.function(name), "session_hash": page or self.page, "data": [None, *data]}
+        reply = self.web.post("/run/predict", json=body | ({"event_data": event} if event else {}))
+        return reply.text
+
+    def watch(self, name, page=None):
+        """A handler in the queue: everything it sends, to its end."""
+        page = page or self.page
+        body = {"fn_index": self.function(name), "session_hash": page, "data": [None]}
+        assert self.web.post("/queue/join", json=body).status_code == 200
+        seen = ""
+        with self.web.stream("GET", "/queue/data", params={"session_hash": page}) as stream:
+            for line in stream.iter_lines():
+                seen += line
+                if "process_completed" in line or "close_stream" in line:
+                    return seen
+        return seen
+
+    def upload(self, name, content):
+        """Uploads a file: its path on the server, or the status that refused it."""
+        reply = self.web.post("/upload", files={"files": (name, content)})
+        return reply.json()[0] if reply.status_code == 200 else reply.status_code
+
+    def put(self, *files):
+        """Uploads files and has them memorized. What the page shows of them."""
+        paths = [{"path": self.upload(*file), "meta": {"_type": "gradio.FileData"}} for file in files]
+        self.call("receive", paths)
+        self.watch("watch_documents")
+        return paths
+
+    @property
+    def token(self):
+        return self.app.demo.app.state_holder[self.page][self.state] if False else self._token()
+
+    def _token(self):
+        [state] = [block for block in self.app.demo.blocks.values() if type(block).__name__ == "State"]
+        return self.app.demo.app.state_holder[self.page][state._id]
+
+    @property
+    def visit(self):
+        return self.app.sessions.get(self.token).view
+
+
+@pytest.fixture
+def visitors(app, request):
+    """A function: opens pages, which are left at the end."""
+    made = []
+
+    def make(name):
+        made.append(Visitor(app, f"{request.node.name}-{name}"))
+        return made[-1]
+
+    yield make
+    for visitor in made:
+        visitor.call("leave_now") if False else app.sessions.close(visitor.token)
+
+
+def states(visitor):
+    return {row.name: row.state for row in visitor.visit.rows.values()}
+
+
+def test_the_page_answers_and_tells_nothing_of_its_handlers(app):
+    assert httpx.get(app.url).status_code == 200
+    info = httpx.get(app.url + "gradio_api/info").json()
+    assert not info["named_endpoints"] and not info["unnamed_endpoints"]
+    assert httpx.get(app.url + "monitoring").status_code in (403, 404)
+
+
+def test_two_visitors_are_apart(visitors):
+    one, two = visitors("one"), visitors("two")
+    one.put(("secret.txt", SECRET))
+    two.put(("mill.txt", HARMLESS))
+    assert states(one) == {"secret.txt": "ready"} and states(two) == {"mill.txt": "ready"}
+    two.call("ask", "Where is the vault code?", ["memorag", "rag", "full_context"], False)
+    shown = two.watch("watch_answers")
+    assert "blades" in shown and "88213" not in shown and "secret.txt" not in shown
+    exported = two.call("as_json") + two.call("as_markdown")
+    assert "88213" not in exported and "blades" in exported
+
+
+def test_forged_pages_and_tokens_see_and_do_nothing(visitors, app):
+    owner, other = visitors("owner"), visitors("other")
+    owner.put(("secret.txt", SECRET))
+    owner.call("ask", "Where is the vault code?", ["rag"], False)
+    owner.watch("watch_answers")
+    stranger = Visitor(app, "made-up-page", open_it=False)
+    [key] = owner.visit.rows
+    for visitor in (stranger, other):
+        for handler in ("as_json", "as_markdown", "delete_all", "new_conversation", "watch_documents"):
+            told = (
+                visitor.watch(handler) if handler.startswith("watch") else visitor.call(handler)
+            )  # the client sends a token where the state is: see the next test
+            assert "88213" not in told and "secret" not in told
+        visitor.call("delete", event={"id": key})
+    assert states(owner) == {"secret.txt": "ready"} and "88213" in owner.call("as_json")
+
+
+def test_a_token_sent_by_the_client_is_not_believed(visitors, app):
+    owner, thief = visitors("owner"), visitors("thief")
+    owner.put(("secret.txt", SECRET))
+    for name in ("as_json", "as_markdown"):
+        body = {"fn_index": thief.function(name), "session_hash": thief.page, "data": [owner.token]}
+        reply = thief.web.post("/run/predict", json=body)
+        assert "secret" not in reply.text and "88213" not in reply.text
+    for page in ("unknown", ""):
+        body = {"fn_index": thief.function("as_json"), "session_hash": page, "data": [owner.token]}
+        assert "secret" not in thief.web.post("/run/predict", json=body).text
+
+
+def test_the_token_never_reaches_the_browser(visitors):
+    visitor = visitors("one")
+    assert visitor.token not in visitor.call("open")
+    visitor.put(("mill.txt", HARMLESS))
+    assert visitor.token not in visitor.watch("watch_documents")
+
+
+def test_an_upload_over_the_limit_is_refused_while_it_arrives(visitors):
+    assert visitors("one").upload("big.txt", "x" * 1_500_000) == 413
+
+
+def test_each_file_is_told_what_is_wrong_with_it_and_the_others_go_on(visitors):
+    visitor = visitors("one")
+    visitor.put(("program.exe", b"MZ\x90"), ("empty.txt", b""), ("fake.pdf", b"no pdf"), ("mill.txt", HARMLESS))
+    assert states(visitor) == {
+        "program.exe": "failed", "empty.txt": "failed", "fake.pdf": "failed", "mill.txt": "ready",
+    }  # fmt: skip
+    html = cards.documents(visitor.visit)
+    assert "program.exe is of a kind that is not read" in html and "empty.txt is empty" in html
+    assert "fake.pdf is not a .pdf file" in html
+
+
+def test_too_many_documents_and_too_many_tokens_are_told_on_the_file(visitors):
+    visitor = visitors("one")
+    visitor.put(("long.txt", "word " * 1000))
+    assert states(visitor) == {"long.txt": "failed"}
+    assert "tokens" in cards.documents(visitor.visit)
+    visitor.put(*((f"{i}.txt", HARMLESS + str(i)) for i in range(4)))
+    assert list(states(visitor).values()).count("ready") == 3 and states(visitor)["3.txt"] == "failed"
+    assert "Delete one to make room" in cards.documents(visitor.visit)
+
+
+def test_an_upload_is_gone_from_the_servers_folder_once_it_is_read(visitors, app):
+    visitor = visitors("one")
+    [file] = visitor.put(("secret.txt", SECRET))
+    reply = visitor.web.get("/file=" + file["path"])
+    assert reply.status_code in (403, 404) and "88213" not in reply.text
+
+
+def test_a_path_outside_the_uploads_is_refused(visitors, app):
+    visitor = visitors("one")
+    inside = app.sessions.settings.data / "chroma" / "chroma.sqlite3"
+    for path in ("/etc/hostname", str(inside)):
+        visitor.call("receive", [{"path": path, "meta": {"_type": "gradio.FileData"}}])
+        assert not visitor.visit.rows
+    assert inside.exists()
+
+
+def test_delete_frees_text_memory_passages_and_leaves_the_others(visitors, app):
+    visitor = visitors("one")
+    visitor.put(("secret.txt", SECRET), ("mill.txt", HARMLESS))
+    library = visitor.visit.session.rag.library
+    gone = library.find("secret.txt").id
+    key = next(k for k, row in visitor.visit.rows.items() if row.name == "secret.txt")
+    visitor.call("delete", event={"id": key})
+    assert states(visitor) == {"mill.txt": "ready"}
+    assert gone not in library.documents and gone not in library.index.documents()
+    assert not [p for p in library.root.rglob("*") if gone in str(p)]
+    assert not [p for p in library.root.rglob("*") if p.is_file() and b"88213" in p.read_bytes()]
+    visitor.call("delete_all")
+    assert not states(visitor) and not library.index.count() and not list(library.folder.iterdir())
+
+
+def test_leaving_the_page_in_the_middle_of_memorizing_ends_everything(app):
+    visitor = Visitor(app, "leaving")
+    folder = visitor.visit.session.rag.library.root
+    with visitor.web.stream("GET", f"/heartbeat/{visitor.page}") as beat:
+        next(beat.iter_lines())
+        path = visitor.upload("mill.txt", HARMLESS * 5)
+        visitor.call("receive", [{"path": path, "meta": {"_type": "gradio.FileData"}}])
+        visitor.visit.work()
+        assert folder.exists()
+        token = visitor.token
+    until = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not folder.exists()
+    assert token not in app.sessions._sessions
+    assert "ended" in visitor.call("as_json")
+
+
+def test_a_handler_with_nonsense_shows_no_stack_trace(visitors):
+    visitor = visitors("one")
+    for told in (
+        visitor.call("ask", None, ["rag"], True), visitor.call("ask", "What?", ["no_such"], True),
+        visitor.call("ask", "What?", [], True), visitor.call("delete", event={"id": {"a": 1}}),
+        visitor.call("change_ratio", 3), visitor.call("again", "own"),
+    ):  # fmt: skip
+        assert "Traceback" not in told and "site-packages" not in told
+    assert visitor.visit.board is None
+
+
+def test_search_again_takes_the_clues_as_they_were_left(visitors):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS))
+    visitor.call("ask", "How many blades?", ["memorag", "rag"], False)
+    visitor.watch("watch_answers")
+    board = visitor.visit.board
+    rag = board.columns["rag"].answer
+    board.clues = (Clue("kept as it is", "key", -1.0), Clue("reworded", "span", -1.0), Clue("switched off", "key"))
+    edits = [True, "kept as it is", True, "the oak blades", False, "switched off", *[True, ""] * 9]
+    visitor.call("again", "a clue of my own", *edits)
+    visitor.watch("watch_answers")
+    used = board.columns["memorag"].answer.clues
+    assert [(clue.text, clue.kind) for clue in used] == [
+        ("kept as it is", "key"), ("the oak blades", "own"), ("a clue of my own", "own"),
+    ]  # fmt: skip
+    assert board.columns["rag"].answer is rag and len(visitor.visit.turns) == 1
+    assert "the oak blades" in visitor.call("as_markdown")
+
+
+def test_stop_keeps_what_was_written_and_a_failure_stays_in_its_column(visitors, monkeypatch):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS))
+    visitor.call("ask", "How many blades?", ["rag", "closed_book"], False)
+    visitor.visit.stop("rag")
+    visitor.watch("watch_answers")
+    columns = visitor.visit.board.columns
+    assert columns["rag"].phase == "stopped" and columns["closed_book"].phase == "done"
+
+
+def test_changing_the_ratio_reads_the_documents_again(visitors):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS))
+    before = visitor.visit.session.rag.library.find("mill.txt")
+    visitor.call("change_ratio", 8)
+    visitor.watch("watch_documents")
+    after = visitor.visit.session.rag.library.find("mill.txt")
+    assert (before.ratio, after.ratio) == (4, 8) and after.slots < before.slots
+
+
+def test_a_follow_up_is_asked_with_the_conversation_and_a_new_one_without(visitors):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS))
+    for question in ("How many blades?", "Of which wood?"):
+        visitor.call("ask", question, ["rag"], True)
+        visitor.watch("watch_answers")
+    assert len(visitor.visit.turns) == 2 and visitor.visit.board.rewritten
+    visitor.call("new_conversation")
+    assert not visitor.visit.turns and not visitor.visit.session.history and states(visitor) == {"mill.txt": "ready"}
+    visitor.call("ask", "How many blades?", ["rag"], True)
+    visitor.watch("watch_answers")
+    assert not visitor.visit.board.rewritten
