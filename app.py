@@ -6,6 +6,7 @@ In: `MEMO_*` variables (see memo/settings.py), `HOST`, `PORT`. Out: a web server
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for wor
 with suppress(ImportError):
     import spaces  # noqa: F401  a host with shared GPUs wants it imported before torch
 
+from memo.errors import MemoError
 from memo.settings import Settings, from_environment
 from memo.ui import launch
 
@@ -27,9 +29,12 @@ def settings() -> Settings:
     if host := os.environ.get("HOST"):
         chosen["host"] = host
     if port := os.environ.get("PORT"):
-        chosen["port"] = int(port)
+        chosen["port"] = from_environment({"MEMO_PORT": port}).port
     return from_environment(**chosen)
 
 
 if __name__ == "__main__":
-    launch(settings())
+    try:
+        launch(settings())
+    except MemoError as error:
+        sys.exit(str(error))

@@ -92,12 +92,13 @@ def test_ask_prints_one_json_object_with_exact_offsets(memo, library):
 
 def test_compare_answers_by_every_strategy(memo, library):
     folder, _ = library
-    status, out, _ = memo("compare", "Where is the pump?", "--library", folder, "--strategies", "rag,closed_book", "--json")
+    asked = ("compare", "Where is the pump?", "--library", folder, "--strategies")
+    status, out, _ = memo(*asked, "rag,closed_book", "--json")
     told = json.loads(out)
     assert status == 0
     assert list(told["answers"]) == ["rag", "closed_book"]
     assert told["answers"]["closed_book"]["passages"] == []
-    status, out, _ = memo("compare", "Where is the pump?", "--library", folder, "--strategies", "rag")
+    status, out, _ = memo(*asked, "rag")
     assert status == 0
     assert "[rag]" in out
 
@@ -122,7 +123,8 @@ def test_wrong_use_and_bad_input_are_one_line_and_change_nothing(memo, library, 
     folder, document = library
     (tmp_path / "empty.md").write_bytes(b"")
     (tmp_path / "good.md").write_text("A second document, about bees.")
-    names = {"LIBRARY": folder, "NOWHERE": tmp_path / "none", "EMPTY": tmp_path / "empty.md", "GOOD": tmp_path / "good.md"}
+    names = {name: tmp_path / f"{name.lower()}.md" for name in ("EMPTY", "GOOD")}
+    names |= {"LIBRARY": folder, "NOWHERE": tmp_path / "none"}
     status, out, err = memo(*[names.get(argument, argument) for argument in arguments])
     assert status == 2
     assert out == ""

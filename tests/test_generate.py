@@ -106,6 +106,15 @@ def test_the_text_is_that_of_greedy_decoding_by_hand(family):
     assert stream.prompt_tokens == len(generator.encode(one))
 
 
+@pytest.mark.parametrize("logits", [(1.1, 1.0), (-1.0, -1.1)])
+def test_tokens_that_were_said_become_less_likely_whatever_the_sign(reader, monkeypatch, logits):
+    """Two letters, equally likely at every step but for their logits: the first, the other, and the first again."""
+    choices = torch.full((1, 258), -50.0)
+    choices[0, [TOKENS[ord("A")], TOKENS[ord("B")]]] = torch.tensor(logits)
+    monkeypatch.setattr(reader, "logits", lambda hidden: choices.clone())
+    assert alone(LocalGenerator(reader, "tiny"), prompt("Say it.", 3)).text == "ABA"
+
+
 def test_the_text_goes_on_after_the_prefix(generator):
     one = prompt("What froze?", 8, prefix="1. The")
     stream = alone(generator, one)

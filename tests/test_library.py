@@ -1,6 +1,5 @@
 """The library on disk: what comes back, who may open it, and what a process that was killed leaves behind."""
 
-import json
 import os
 import shutil
 import signal
@@ -371,9 +370,3 @@ def test_leftovers_are_cleared_even_if_the_first_opening_never_searched(tmp_path
     Library(root, tiny_models.embedder).close()  # clears the files, and nobody asks anything
     with Library(root, tiny_models.embedder) as library:
         whole(library)
-
-
-def test_a_killed_process_does_not_keep_the_library_busy(tmp_path, tiny_folder, tiny_models):
-    root = killed(tmp_path, tiny_folder, "memorizing")
-    Library(root, tiny_models.embedder).close()
-    assert json.loads((root / "library.json").read_text())["version"] == 1

@@ -171,13 +171,15 @@ def test_more_text_than_positions_at_any_ratio_is_refused_and_says_how_much_fits
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_appending_at_a_window_end_equals_reading_in_one(reader, tmp_path, saved):
+@pytest.mark.parametrize("end", [64, 128, 192, 256])
+def test_appending_at_a_window_end_equals_reading_in_one(reader, tmp_path, saved, end):
+    """The appended text begins in the middle: its first token has a slot only if it surprises."""
     whole = memorize(reader, tiny.TEXT[:300])
-    part = memorize(reader, tiny.TEXT[:128])
+    part = memorize(reader, tiny.TEXT[:end])
     if saved:
         memory_file.save(part, tmp_path / "part")
         part = memory_file.load(tmp_path / "part", reader)
-    both = memorize(reader, tiny.TEXT[128:300], after=part)
+    both = memorize(reader, tiny.TEXT[end:300], after=part)
     assert torch.allclose(both.keys, whole.keys, atol=1e-4) and torch.allclose(both.values, whole.values, atol=1e-4)
     assert torch.equal(both.spans, whole.spans)
     assert torch.allclose(both.last_logits, whole.last_logits, atol=1e-3)
@@ -332,6 +334,14 @@ def test_the_most_relevant_documents_that_fit_are_composed_and_the_others_named(
     assert len(composed.slots) == 140
     composed = memory.compose(["c", "b"])  # then what is left goes to those that fit
     assert (composed.documents, composed.left_out) == (("b", "c"), ("a", "d"))
+
+
+def test_what_was_left_out_and_removed_is_named_no_more():
+    reader = tiny.memory_model(max_position_embeddings=256)
+    memory = memory_with(reader, *(memorize(reader, name * 150, name, ratio=1) for name in "ab"))
+    assert memory.compose().left_out == ("b",)
+    memory.remove("b")
+    assert memory.compose().left_out == () and memory.compose().documents == ("a",)
 
 
 def test_the_same_composition_is_made_once(reader, three):

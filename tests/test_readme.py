@@ -38,7 +38,8 @@ def test_the_first_lines_are_the_two_commands():
 
 def test_the_shell_commands_run(place):
     folder, environment = place
-    commands = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.startswith("memo ")]
+    shell = "".join(block for kind, block in BLOCKS if kind == "bash")
+    commands = [line for line in shell.splitlines() if line.startswith("memo ")]
     assert {line.split()[1] for line in commands} == {"memorize", "documents", "ask", "compare", "forget", "models"}
     for command in commands:
         result = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
@@ -51,7 +52,8 @@ def test_the_python_blocks_run(place):
     blocks = [block for kind, block in BLOCKS if kind == "python"]
     assert blocks
     for block in blocks:
-        result = subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
+        command = [sys.executable, "-c", block]
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert "memorag" in result.stdout
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import socket
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
 
-from memo.errors import MemoError
+from memo.errors import MemoError, SettingsError
 from memo.pipeline import Models
 from memo.sessions import Sessions
 from memo.settings import Settings
@@ -38,7 +40,7 @@ class Visitors:
         p, private = self.ask.page, {"show_progress": "hidden", "api_visibility": "private"}
         first = [p.token, p.documents, p.privacy, p.status, *self.ask.everything()]
         demo.load(self.open, None, list(dict.fromkeys(first)), queue=False, **private).then(
-            self.watch_models, p.token, p.status, concurrency_limit=None, **private
+            self.ask.told(self.watch_models), p.token, p.status, concurrency_limit=None, **private
         )
         demo.unload(self.leave)
 
@@ -63,7 +65,7 @@ class Visitors:
         """What stays here, what leaves, when it is deleted."""
         where = "privacy.endpoint" if self.settings.endpoint_url else "privacy.local"
         parts = (
-            say(language, where, endpoint=self.settings.endpoint_url),
+            say(language, where, endpoint=urlsplit(self.settings.endpoint_url).hostname),
             say(language, "privacy.deleted", minutes=self.settings.session_minutes),
         )
         return "".join(f"<p>{marks.esc(part)}</p>" for part in parts)
@@ -73,14 +75,14 @@ class Visitors:
         if token := self._by_page.pop(request.session_hash or "", None):
             self.sessions.close(token)
 
-    async def watch_models(self, token: str, request: gr.Request) -> AsyncIterator[str]:
+    async def watch_models(self, token: str, request: gr.Request) -> AsyncIterator[dict]:
         """Says that the models are being made ready, until they are."""
         if not token:
-            return
+            return  # too many visitors, which is said already
         visit, warmup = self.ask.visit(token, request), self.ask.warmup
         while not (warmup.done or warmup.error or visit.session.closed):
             await asyncio.sleep(EVERY)
-        yield self.ask.status(visit)
+        yield {self.ask.page.status: self.ask.status(visit)}
 
 
 def build(settings: Settings, sessions: Sessions, warmup: Warmup | None = None) -> gr.Blocks:
@@ -116,7 +118,16 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
     """Serves the app on `settings.host` and `settings.port` (0: a free one).
 
     prevent_thread_lock: come back at once instead of serving until interrupted. models: ones that are loaded already.
+
+    Raises:
+        SettingsError: host and port cannot be had. Found out first: opening `Sessions` clears what is in their folder.
     """
+    try:
+        socket.create_server((settings.host, settings.port)).close()
+    except OSError:
+        raise SettingsError(
+            f"Nothing can be served at {settings.host}, port {settings.port}.", "Is the port in use? Choose another."
+        ) from None
     sessions = Sessions(settings, models)
     atexit.register(sessions.close_all)
     warmup = Warmup(sessions.models)

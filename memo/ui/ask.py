@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import wraps
+from inspect import isasyncgenfunction
 from typing import Any
 
 import gradio as gr
@@ -31,6 +33,7 @@ UPLOADS = 8  # visitors whose documents are taken in at the same time
 Updates = dict[Any, Any]
 
 DOWNLOAD = """(text) => {
+  if (!text) return;
   const name = %r, link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], {type: %r}));
   link.download = name;
@@ -39,9 +42,8 @@ DOWNLOAD = """(text) => {
 }"""
 
 
-def problem(text: str) -> gr.Error:
-    """A message for the person; Gradio would show HTML in it."""
-    return gr.Error(marks.esc(text), print_exception=False, title="")
+class Ended(Exception):
+    """There is no such visitor, or no longer."""
 
 
 @dataclass
@@ -72,41 +74,43 @@ class AskPage:
         reading = answering | {"concurrency_id": "documents", "concurrency_limit": UPLOADS}
         documents = [p.documents, p.status, p.delete_all, p.ratio, *p.chips]
 
-        p.files.upload(self.receive, [p.token, p.files], [p.files, *documents], **quick).then(
-            self.watch_documents, p.token, documents, **reading
+        on = self.told
+        p.files.upload(on(self.receive), [p.token, p.files], [p.files, *documents], **quick).then(
+            on(self.watch_documents), p.token, documents, **reading
         )
         for button, example in zip(p.examples, examples(), strict=True):
-            button.click(self.take_example(example), p.token, documents, **quick).then(
-                self.watch_documents, p.token, documents, **reading
+            button.click(on(self.take_example(example)), p.token, documents, **quick).then(
+                on(self.watch_documents), p.token, documents, **reading
             )
-        p.documents.click(self.delete, p.token, documents, **quick).then(
-            self.watch_documents, p.token, documents, **reading
+        p.documents.click(on(self.delete), p.token, documents, **quick).then(
+            on(self.watch_documents), p.token, documents, **reading
         )
-        p.ratio.input(self.change_ratio, [p.token, p.ratio], documents, **quick).then(
-            self.watch_documents, p.token, documents, **reading
+        p.ratio.input(on(self.change_ratio), [p.token, p.ratio], documents, **quick).then(
+            on(self.watch_documents), p.token, documents, **reading
         )
         for chip in p.chips:
             chip.click(lambda text: text, chip, p.question, **quick)
 
         drawn = self.everything()
-        p.delete_all.click(self.delete_all, p.token, [*documents, *drawn], **quick)
-        gr.on(
-            [p.ask.click, p.question.submit], self.ask, [p.token, p.question, p.strategies, p.follow], drawn, **quick
-        ).success(self.watch_answers, p.token, drawn, **answering)
-        edits = [part for row in p.clues for part in (row.use, row.text)]
-        p.again.click(self.again, [p.token, p.own, *edits], drawn, **quick).success(
-            self.watch_answers, p.token, drawn, **answering
+        p.delete_all.click(on(self.delete_all), p.token, [*documents, *drawn], **quick)
+        asked = [p.token, p.question, p.strategies, p.follow]
+        gr.on([p.ask.click, p.question.submit], on(self.ask), asked, drawn, **quick).then(
+            on(self.watch_answers), p.token, drawn, **answering
         )
-        p.stop.click(self.stop(""), p.token, None, **quick)
+        edits = [part for row in p.clues for part in (row.use, row.text)]
+        p.again.click(on(self.again), [p.token, p.own, *edits], drawn, **quick).then(
+            on(self.watch_answers), p.token, drawn, **answering
+        )
+        p.stop.click(on(self.stop("")), p.token, p.status, **quick)
         for name, column in p.answers.items():
-            column.stop.click(self.stop(name), p.token, None, **quick)
+            column.stop.click(on(self.stop(name)), p.token, p.status, **quick)
 
-        p.new.click(self.new_conversation, p.token, drawn, **quick)
+        p.new.click(on(self.new_conversation), p.token, drawn, **quick)
         for button, export, name, kind in (
             (p.markdown, self.as_markdown, "memo-conversation.md", "text/markdown"),
             (p.json, self.as_json, "memo-conversation.json", "application/json"),
         ):
-            button.click(export, p.token, p.export, **quick).success(
+            button.click(on(export), p.token, [p.export, p.status], **quick).then(
                 None, p.export, None, js=DOWNLOAD % (name, kind), **quick
             )
 
@@ -125,11 +129,38 @@ class AskPage:
         try:
             return Visit.of(self.sessions, token)
         except MemoError:
-            raise problem(say(language_of(request), "session.ended")) from None
+            raise Ended from None
+
+    def told(self, handler: Callable) -> Callable:
+        """The handler, which says below the question that the session has ended instead of failing."""
+
+        def ended(request: gr.Request) -> Updates:
+            return {self.page.status: cards.notice("error", say(language_of(request), "session.ended"))}
+
+        if isasyncgenfunction(handler):
+
+            @wraps(handler)
+            async def watch(token: str, request: gr.Request) -> AsyncIterator[Updates]:
+                try:
+                    async for updates in handler(token, request):
+                        yield updates
+                except Ended:
+                    yield ended(request)
+
+            return watch
+
+        @wraps(handler)
+        def handle(token: str, request: gr.Request, *values: Any) -> Updates:
+            try:
+                return handler(token, request, *values)
+            except Ended:
+                return ended(request)
+
+        return handle
 
     # --- documents ---
 
-    def receive(self, token: str, files: list[str] | None, request: gr.Request) -> Updates:
+    def receive(self, token: str, request: gr.Request, files: list[str] | None) -> Updates:
         visit = self.visit(token, request)
         visit.receive(files or [])
         return {self.page.files: None} | self.draw_documents(visit)
@@ -143,7 +174,7 @@ class AskPage:
 
         return take
 
-    def delete(self, token: str, event: gr.EventData, request: gr.Request) -> Updates:
+    def delete(self, token: str, request: gr.Request, event: gr.EventData) -> Updates:
         visit = self.visit(token, request)
         data = event._data if isinstance(event._data, dict) else {}
         visit.delete(str(data.get("id", "")))
@@ -154,7 +185,7 @@ class AskPage:
         visit.delete_all()
         return self.draw_documents(visit) | self.draw(visit, Drawn())
 
-    def change_ratio(self, token: str, ratio: int, request: gr.Request) -> Updates:
+    def change_ratio(self, token: str, request: gr.Request, ratio: int) -> Updates:
         visit = self.visit(token, request)
         visit.change_ratio(ratio)
         return self.draw_documents(visit)
@@ -194,6 +225,8 @@ class AskPage:
     def status(self, visit: Visit) -> str:
         """One line below the question: what can be done now."""
         language, board = visit.language, visit.board
+        if visit.problem:
+            return cards.notice("error", say(language, visit.problem))
         if self.warmup.error:
             return cards.notice("error", tell(language, self.warmup.error))
         if not self.warmup.done:
@@ -213,26 +246,35 @@ class AskPage:
     # --- questions ---
 
     def ask(
-        self, token: str, question: str, strategies: list[str], follow: bool, request: gr.Request
+        self, token: str, request: gr.Request, question: str, strategies: list[str], follow: bool
     ) -> Updates:
         visit = self.visit(token, request)
-        self._free(visit)
-        try:
-            question = clean_question(question or "")
-        except MemoError:
-            raise problem(say(visit.language, "ask.empty")) from None
-        if not strategies:
-            raise problem(say(visit.language, "ask.no_strategy"))
-        if not visit.ready and set(strategies) != {"closed_book"}:
-            raise problem(say(visit.language, "ask.no_document"))
-        visit.ask(question, [name for name in STRATEGIES if name in strategies], bool(follow))
+        visit.problem = self._problem(visit, question, strategies)
+        if visit.problem:
+            return {self.page.status: self.status(visit)}
+        chosen = [name for name in STRATEGIES if name in strategies]
+        visit.ask(clean_question(question), chosen, bool(follow))
         return self.draw(visit, Drawn())
 
-    def again(self, token: str, own: str, *edits: Any, request: gr.Request) -> Updates:
+    @staticmethod
+    def _problem(visit: Visit, question: str, strategies: list[str]) -> str:
+        """Why this cannot be asked now, as the key of a text; empty if it can."""
+        if visit.answering:
+            return "ask.busy"
+        try:
+            clean_question(question or "")
+        except MemoError:
+            return "ask.empty"
+        if not strategies:
+            return "ask.no_strategy"
+        return "" if visit.ready or set(strategies) == {"closed_book"} else "ask.no_document"
+
+    def again(self, token: str, request: gr.Request, own: str, *edits: Any) -> Updates:
         visit = self.visit(token, request)
-        self._free(visit)
-        if visit.board is None or "memorag" not in visit.board.columns:
-            raise problem(say(visit.language, "ask.empty"))
+        ours = visit.board is not None and "memorag" in visit.board.columns
+        visit.problem = "ask.busy" if visit.answering else "" if ours else "ask.empty"
+        if visit.problem or visit.board is None:
+            return {self.page.status: self.status(visit)}
         clues = list(self._chosen(visit.board, edits))
         if own and own.strip():
             clues.append(Clue(own.strip()[:500], "own"))
@@ -247,16 +289,13 @@ class AskPage:
             if use and text:
                 yield clue if text == " ".join(clue.text.split()) else Clue(text, "own")
 
-    @staticmethod
-    def _free(visit: Visit) -> None:
-        if visit.board is not None and visit.board.running and visit.board.started:
-            raise problem(say(visit.language, "ask.busy"))
-
     async def watch_answers(self, token: str, request: gr.Request) -> AsyncIterator[Updates]:
         visit, drawn = self.visit(token, request), Drawn()
         board = visit.board
+        if board is None or board.started:
+            return
         visit.run()
-        while board is not None and board is visit.board:
+        while board is visit.board:
             running = board.running
             if updates := self.draw(visit, drawn):
                 yield updates
@@ -265,8 +304,9 @@ class AskPage:
             await asyncio.sleep(EVERY)
 
     def stop(self, strategy: str) -> Callable:
-        def stop(token: str, request: gr.Request) -> None:
+        def stop(token: str, request: gr.Request) -> Updates:
             self.visit(token, request).stop(strategy)
+            return {}
 
         return stop
 
@@ -275,11 +315,11 @@ class AskPage:
         visit.new_conversation()
         return self.draw(visit, Drawn())
 
-    def as_markdown(self, token: str, request: gr.Request) -> str:
-        return exports.as_markdown(self.visit(token, request))
+    def as_markdown(self, token: str, request: gr.Request) -> Updates:
+        return {self.page.export: exports.as_markdown(self.visit(token, request))}
 
-    def as_json(self, token: str, request: gr.Request) -> str:
-        return exports.as_json(self.visit(token, request))
+    def as_json(self, token: str, request: gr.Request) -> Updates:
+        return {self.page.export: exports.as_json(self.visit(token, request))}
 
     # --- drawing ---
 

@@ -15,8 +15,9 @@ SNIPPET = 110  # characters of a clue's source that are shown
 
 
 def notice(kind: str, text: str) -> str:
-    """A line that says how things stand. kind: "busy", "ready", "error"."""
-    return f'<p class="notice {kind}"><span class="dot" aria-hidden="true"></span>{esc(text)}</p>'
+    """A line that says how things stand. kind: "idle", "busy", "ready", "error"."""
+    role = "alert" if kind == "error" else "status"
+    return f'<p class="notice {kind}" role="{role}"><span class="dot" aria-hidden="true"></span>{esc(text)}</p>'
 
 
 def span(text: str) -> str:
@@ -143,8 +144,8 @@ def answer_text(visit: Visit, column: Column) -> str:
         why = tell(language, column.error) if column.error else say(language, "error.unexpected")
         return f'<p class="why">{esc(why)}</p>'
     if column.answer is not None:
-        done = cited(visit, column.answer)
-        return done or f'<p class="empty">{esc(say(language, "answer.nothing"))}</p>'
+        nothing = "phase.stopped" if column.answer.stopped else "answer.nothing"
+        return cited(visit, column.answer) or f'<p class="empty">{esc(say(language, nothing))}</p>'
     if column.text.strip():
         return f'{esc(column.text.strip())}<span class="caret" aria-hidden="true"></span>'
     return f'<p class="empty">{esc(say(language, f"phase.{column.phase}"))}</p>'

@@ -58,7 +58,7 @@ def _quote(text: str) -> list[str]:
 
 def _answer(visit: Visit, answer: Answer) -> list[str]:
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in answer.timings.items())
-    models = ", ".join(f"{role}: {name}" for role, name in answer.models.items())
+    models = _line(", ".join(f"{role}: {name}" for role, name in answer.models.items()))
     out = [*_quote(_with_numbers(answer) or "(no text)"), ""]
     if answer.stopped:
         out += ["Stopped before its end.", ""]

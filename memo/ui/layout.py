@@ -156,7 +156,7 @@ def question(settings: Settings) -> dict:
         ask = gr.Button(i18n("ask"), variant="primary", scale=3, min_width=120, elem_id="ask")
         stop = gr.Button(i18n("stop_all"), variant="stop", scale=1, min_width=90, elem_id="stop", interactive=False)
     status = gr.HTML(elem_id="status", apply_default_css=False)
-    follow = gr.Checkbox(True, label=i18n("follow"), info=i18n("follow.info"), visible=False, elem_id="follow")
+    follow = gr.Checkbox(False, label=i18n("follow"), info=i18n("follow.info"), visible=False, elem_id="follow")
     with gr.Accordion(i18n("options"), open=False, elem_id="options"):
         strategies = gr.CheckboxGroup(
             [(i18n(f"strategy.{name}"), name) for name in STRATEGIES], value=list(DEFAULT_COMPARISON),

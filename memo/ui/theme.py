@@ -40,7 +40,7 @@ def theme() -> gr.themes.Base:
         input_border_color="*neutral_300", input_border_color_dark="*neutral_600", input_border_width="1px",
         input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400",
         button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_600", button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_background_fill_dark="*primary_600", button_primary_background_fill_hover_dark="*primary_700",
         button_primary_text_color="white", button_primary_text_color_dark="white",
         button_secondary_background_fill="*neutral_100", button_secondary_background_fill_hover="*neutral_200",
         button_secondary_background_fill_dark="*neutral_800",

@@ -7,13 +7,14 @@ threads of its own, never in the page's request: a page that is left in the midd
 from __future__ import annotations
 
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memo.documents import Document, clean_name, read_bytes
+from memo.documents import Document, clean_name, read_document
 from memo.errors import DocumentError, LimitReached, MemoError
 from memo.events import Answer, Clue, DocumentProgress
 from memo.library import Entry
@@ -21,7 +22,8 @@ from memo.pipeline import Stop
 from memo.sessions import Session, Sessions
 from memo.ui.board import Board
 
-MEBIBYTE = 1 << 20
+INCOMING = "incoming"  # the folder of files that wait to be read, in the session's own
+WAITING = 2  # times as many files may wait as there may be documents
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Row:
     name: str
     key: str = field(default_factory=lambda: secrets.token_hex(6))
     state: str = "queued"  # queued, reading, indexing, memorizing, ready, failed
-    data: bytes | None = None  # until it is read
+    path: Path | None = None  # until it is read
     document: Document | None = None
     done: int = 0
     total: int = 0
@@ -65,6 +67,7 @@ class Visit:
         self.board: Board | None = None
         self.turns: list[Turn] = []
         self.ratio = session.settings.ratio
+        self.problem = ""  # why the last click could not be followed, as the key of a text
         self.example = ""  # the example put in last, whose questions are suggested
         self._lock = threading.RLock()
         self._worker: threading.Thread | None = None
@@ -93,16 +96,18 @@ class Visit:
         """Whether there is something to ask about."""
         return bool(self.session.rag.library.documents)
 
+    @property
+    def answering(self) -> bool:
+        return self.board is not None and self.board.running and self.board.started
+
     def receive(self, paths: Sequence[str | Path], example: bool = False) -> None:
         """Takes files in. An upload is taken out of the web server's folder at once: other visitors who upload the
         same file get the same path there."""
-        limit = self.session.settings.max_file_mb * MEBIBYTE
         for path in map(Path, paths):
             row = Row(clean_name(path.name), wanted=self.ratio)
             try:
                 self._room()
-                with path.open("rb") as file:
-                    row.data = file.read(limit + 1)
+                row.path = path if example else self._move(path, row.key)
             except MemoError as error:
                 row.state, row.error = "failed", error
             except OSError:
@@ -113,10 +118,16 @@ class Visit:
             with self._lock:
                 self.rows[row.key] = row
 
+    def _move(self, path: Path, key: str) -> Path:
+        """From the web server's folder into the session's own."""
+        place = self.session.rag.library.root / INCOMING
+        place.mkdir(exist_ok=True)
+        return Path(shutil.move(path, place / key))
+
     def _room(self) -> None:
-        there = sum(row.state != "failed" for row in self.rows.values())
-        if there >= self.session.settings.max_documents:
-            raise LimitReached(f"There are {there} documents already.", "Delete one to make room.")
+        waiting = sum(row.path is not None for row in self.rows.values())
+        if waiting >= WAITING * self.session.settings.max_documents:
+            raise LimitReached(f"There are {waiting} files waiting already.", "Add this one when they are done.")
 
     def work(self) -> None:
         """Begins to read and memorize what is queued, unless that is under way."""
@@ -137,14 +148,17 @@ class Visit:
                 self._take_in(row)
             except Exception as error:
                 row.state, row.error = "failed", error
-            row.data = None
 
     def _take_in(self, row: Row) -> None:
         settings = self.session.settings
-        if row.document is None:
-            row.document = read_bytes(
-                row.data or b"", row.name, max_bytes=settings.max_file_mb * MEBIBYTE, max_pages=settings.max_pages
-            )
+        if row.path is not None:
+            try:
+                row.document = read_document(
+                    row.path, name=row.name, max_bytes=settings.max_file_mb << 20, max_pages=settings.max_pages
+                )
+            finally:
+                self._drop(row)
+        assert row.document is not None
         with self._lock:
             for key in [k for k, r in self.rows.items() if r is not row and self._same(r, row)]:
                 del self.rows[key]
@@ -157,6 +171,13 @@ class Visit:
             row.again, row.state = False, "queued"
         if row.key not in self.rows and row.document.id in self.session.rag.library.documents:
             self.session.forget(row.document.id)
+
+    @staticmethod
+    def _drop(row: Row) -> None:
+        """Deletes the file that was waiting, unless it is an example's."""
+        if row.path is not None and row.path.parent.name == INCOMING:
+            row.path.unlink(missing_ok=True)
+        row.path = None
 
     @staticmethod
     def _same(one: Row, other: Row) -> bool:
@@ -177,6 +198,7 @@ class Visit:
             current = self._current if self.working else None
         if row is None:
             return
+        self._drop(row)
         if row is current:
             self.session.stop.all()  # the worker ends at the next window and leaves nothing behind
         elif row.entry is not None:
@@ -194,7 +216,10 @@ class Visit:
         if self.board:
             self.board.stop.all()
         with self._lock:
+            rows = list(self.rows.values())
             self.rows.clear()
+        for row in rows:
+            self._drop(row)
         self.session.stop.all()
         for document in list(self.session.rag.library.documents):
             self.session.forget(document)
