@@ -59,7 +59,9 @@ class Row:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         # (layers, M) attention on the slots, added up over the generated tokens; None: not wanted
-        self.mass = torch.zeros(len(slots.keys), len(slots)) if watch and self.slots is not None else None
+        self.mass: Tensor | None = None
+        if watch and self.slots is not None:
+            self.mass = torch.zeros(len(slots.keys), len(slots), device=slots.keys[0].device)
 
     @property
     def position(self) -> int:
@@ -165,7 +167,7 @@ def _recall(rows: list[Row], layer: int, query: Tensor, key: Tensor, value: Tens
         weights.append(weight[..., : len(slots)])
         outputs.append(weight[..., len(slots) :] @ values[0].float())  # (J, G, D)
         if row.mass is not None:
-            row.mass[layer] += weights[-1].mean(dim=(0, 1)).cpu()
+            row.mass[layer] += weights[-1].mean(dim=(0, 1))
     shared = torch.stack(weights, dim=1).reshape(kv_heads, -1, len(slots))  # (J, R*G, M)
     from_slots = (shared @ slots.values[layer][0].float()).view(kv_heads, count, -1, size).transpose(0, 1)
     return (torch.stack(outputs) + from_slots).reshape(count, heads, 1, size).to(query.dtype)

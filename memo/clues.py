@@ -93,7 +93,8 @@ def parse(kind: str, stream: Stream, question: str, memory: Composed, usual: tor
     for start, end in spans:
         piece = text[start:end].strip()
         key = key_of(piece)
-        if len(key) < 4 or any(key in other or (other in key and len(other) > 0.8 * len(key)) for other in seen):
+        known = any(key in other or (other in key and len(other) > 0.8 * len(key)) for other in seen)
+        if known or len(key.encode()) < 4:  # bytes: two Chinese or Korean characters are a word
             continue
         seen.add(key)
         ends = [0, *(mark for mark, _ in stream.marks)]
@@ -108,7 +109,7 @@ def background(streams: list[Stream]) -> torch.Tensor | None:
     import torch
 
     every = [mass for stream in streams for mass in stream.mass]
-    return torch.stack(every).mean(dim=0) if every else None
+    return torch.stack(every).float().mean(dim=0) if every else None
 
 
 def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Tensor | None) -> tuple[Source, ...]:
@@ -123,7 +124,7 @@ def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Te
     looks = [stream.mass[i - 1] for i in tokens if 0 < i <= len(stream.mass)]
     if not looks or usual is None:
         return ()
-    more = (torch.stack(looks).mean(dim=0) - usual).clamp(min=0)  # (layers, M)
+    more = (torch.stack(looks).float().mean(dim=0) - usual).clamp(min=0)  # (layers, M)
     strength = (more / (usual + 1e-6).sqrt()).mean(dim=0)  # (M,)
     starts = torch.cat([torch.tensor([True]), memory.owners[1:] != memory.owners[:-1]])
     strength[starts] = 0  # a document's first slot is its attention sink: it draws attention without meaning anything

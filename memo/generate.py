@@ -140,7 +140,13 @@ class LocalRun:
 
         ids = self.generator.encode(prompt)
         stream = Stream(prompt, text=prompt.prefix, prompt_tokens=len(ids))
-        self._decodings.append(_Decoding(stream, Row(prompt.slots, prompt.watch), ids))
+        row = Row(prompt.slots, prompt.watch)
+        needed, there = row.position + len(ids), self.model.max_positions
+        if needed >= there:
+            told = f"The prompt needs {needed:,} positions; the model has {there:,}."
+            stream.error, stream.done = BackendError(told, "Give it less to read (MEMO_CONTEXT_TOKENS)."), True
+        else:
+            self._decodings.append(_Decoding(stream, row, ids))
         return stream
 
     def step(self) -> bool:
@@ -187,7 +193,7 @@ class LocalRun:
         hidden = run(self.model.model, self.model.model.get_input_embeddings()(ids), [d.row for d in decodings])
         for decoding in decodings:
             if decoding.row.mass is not None:  # where the token just read looked, as it was about to say the next
-                decoding.stream.mass.append(decoding.row.mass.clone())
+                decoding.stream.mass.append(decoding.row.mass.to("cpu", torch.bfloat16, copy=True))
                 decoding.row.mass.zero_()
         self._choose(decodings, self.model.logits(hidden[:, -1]))
 

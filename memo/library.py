@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from memo.errors import LibraryBusy, MemoryFileError, UnknownDocument
+from memo.errors import DamagedMemory, LibraryBusy, MemoryFileError, UnknownDocument
 from memo.models import write_atomic
 from memo.passages import Passage
 from memo.search import BATCH, DEPTH, PassageIndex, Query, connect
@@ -73,10 +73,6 @@ class Library:
         if not about.exists():
             write_atomic(about, json.dumps({"version": VERSION, "collection": f"memo-{secrets.token_hex(12)}"}))
         self.collection = json.loads(about.read_text())["collection"]
-        self._leftovers = {
-            path.name.removeprefix(MAKING).removeprefix(GONE)
-            for path in self.folder.iterdir() if path.name.startswith((MAKING, GONE))
-        }  # fmt: skip
         for path in list(self.folder.iterdir()):
             if path.name.startswith(MAKING):
                 self._finish_replacing(path)
@@ -105,19 +101,20 @@ class Library:
 
     @staticmethod
     def _read_entry(path: Path) -> Entry:
-        about = json.loads((path / "document.json").read_text(encoding="utf-8"))
-        return Entry(**about["entry"])
+        try:
+            return Entry(**json.loads((path / "document.json").read_text(encoding="utf-8"))["entry"])
+        except (ValueError, KeyError, TypeError) as error:
+            told = f"What is known of the document in {path} cannot be read."
+            raise DamagedMemory(told, "Delete that folder, then memorize the document again.") from error
 
     @cached_property
     def index(self) -> PassageIndex:
         """The passages in Chroma, brought in line with the documents when first used."""
         client = self._client or connect(self.root / "chroma", self._server)
         index = PassageIndex(client, self.collection, self._embedder())
-        for document in self._leftovers - set(self.documents):
-            index.remove(document)
         if index.count() != sum(len(self.passages(d)) for d in self.documents):
-            there = index.documents()  # the database was lost or changed behind our back
-            for document in there - set(self.documents):
+            # a process was killed while it put passages in or took them out, or the database was lost
+            for document in index.documents() - set(self.documents):
                 index.remove(document)
             for document in self.documents:
                 index.remove(document)
@@ -169,18 +166,22 @@ class Library:
         """A folder to put a document together in; it is gone afterwards, whether `commit` was reached or not."""
         path = self.folder / f"{MAKING}{document}"
         path.mkdir(exist_ok=True)
+        (path / "making").touch()  # `commit` takes it away
         self._making.add(document)
         try:
             yield path
         finally:
             self._making.discard(document)
-            if path.exists():
-                shutil.rmtree(path)
-                if document not in self.documents:
-                    self.index.remove(document)
+            committed = not (path / "making").exists()
+            shutil.rmtree(path, ignore_errors=True)
+            if not committed:
+                self.index.remove(document)
+                if document in self.documents:  # it was being made anew: what it was stays
+                    self.index.add(self.passages(document))
 
-    def add_passages(self, passages: list[Passage]) -> Iterator[int]:
-        """Puts passages into Chroma, batch by batch; yields how many are in."""
+    def add_passages(self, document: str, passages: list[Passage]) -> Iterator[int]:
+        """Puts the passages of a document into Chroma, batch by batch; yields how many are in."""
+        self.index.remove(document)
         for start in range(0, len(passages), BATCH):
             self.index.add(passages[start : start + BATCH])
             yield min(start + BATCH, len(passages))
@@ -200,6 +201,7 @@ class Library:
         (path / "text.txt").write_bytes(document.text.encode())
         memory_file.save(memory, path / "memory.safetensors")
         write_atomic(path / "document.json", json.dumps(about, ensure_ascii=False))
+        (path / "making").unlink()
         home = self.folder / document.id
         if home.exists():  # the same document at another ratio: file by file, each whole at any moment
             for name in ("memory.safetensors", "document.json"):
@@ -243,7 +245,8 @@ class Library:
     def destroy(self) -> None:
         """Deletes everything: documents, memories, the collection in Chroma."""
         try:
-            self.index.drop()
+            if self.documents or "index" in self.__dict__:  # not for a visitor who only looked
+                self.index.drop()
         finally:  # the files go even if the database does not answer
             self.documents.clear()
             self._memory = None

@@ -120,7 +120,7 @@ class MemoRAG:
         passages = split(document, embedder.tokenizer, min(self.settings.passage_tokens, embedder.max_tokens - 2))
         with self.library.making(document.id) as path:
             yield DocumentProgress(document.name, "indexing", document.id, 0, len(passages))
-            for done in self.library.add_passages(passages):
+            for done in self.library.add_passages(document.id, passages):
                 self._continue(stop)
                 yield DocumentProgress(document.name, "indexing", document.id, done, len(passages))
             memory = None

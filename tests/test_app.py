@@ -113,7 +113,7 @@ def test_nothing_of_a_person_a_document_or_a_model_becomes_html():
     column, [clue] = visit.board.columns["memorag"], visit.board.clues
     pieces = {
         "documents": cards.documents(visit),
-        "clue": cards.clue_origin(visit, clue),
+        "clue": cards.clue_origin(visit, clue, 1),
         "passages": marks.passages(visit),
         "answer": cards.answer(visit, column),
         "writing": cards.answer(visit, Column("memorag", "answering", HOSTILE)),

@@ -392,5 +392,5 @@ class AskPage:
             row.row: gr.Row(visible=True),
             row.use: gr.Checkbox(value=True, interactive=board.recalled),
             row.text: gr.Textbox(value=clue.text, interactive=board.recalled),
-            row.origin: cards.clue_origin(visit, clue),
+            row.origin: cards.clue_origin(visit, clue, index + 1),
         }

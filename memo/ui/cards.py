@@ -90,14 +90,13 @@ def figures(language: str, row: Row) -> str:
 # --- clues ---
 
 
-def clue_origin(visit: Visit, clue: Clue) -> str:
-    """What kind of clue it is, how sure the model was, and where in the documents it looked."""
+def clue_origin(visit: Visit, clue: Clue, number: int) -> str:
+    """Which clue it is and of what kind, how sure the model was, and where in the documents it looked."""
     language = visit.language
-    head = f'<span class="kind {esc(clue.kind)}">{esc(say(language, f"kind.{clue.kind}"))}</span>'
-    if clue.kind != "own":
-        title = esc(say(language, "clue_score.help"))
-        score = esc(say(language, "clue_score", score=f"{clue.score:.2f}"))
-        head += f'<span class="score" title="{title}">{score}</span>'
+    title = esc(say(language, "clue_score.help"))
+    score = esc(say(language, "clue_score", score=f"{clue.score:.2f}"))
+    kind = esc(say(language, "clue.number", number=number, kind=say(language, f"kind.{clue.kind}")))
+    head = f'<span class="kind">{kind}</span><span class="score" title="{title}">{score}</span>'
     return f'<div class="origin"><p class="head">{head}</p>{sources(visit, clue)}</div>'
 
 

@@ -76,8 +76,11 @@ def place_of(visit: Visit, document: str, offset: int) -> str:
     return say(visit.language, "place.page", name=name, page=page) if page else name
 
 
-def reason(language: str, label: str) -> str:
-    """What found a passage, as HTML."""
+def reason(language: str, label: str, clues: Sequence[str]) -> str:
+    """What found a passage, as HTML: a clue on the page by its number, else its words."""
+    if label in clues:
+        number = say(language, "by.number", number=clues.index(label) + 1)
+        return f'<span class="by by-clue" title="{esc(label)}">{esc(number)}</span>'
     if label in LABELS:
         return f'<span class="by">{esc(say(language, "by." + label.replace(" ", "_").replace("-", "_")))}</span>'
     short = label if len(label) <= 60 else label[:58].rstrip() + "…"
@@ -89,6 +92,7 @@ def passage_card(
 ) -> str:
     """One passage: where it is, why it was found, its text."""
     language = visit.language
+    clues = [clue.text for clue in visit.board.clues] if visit.board and strategy == "memorag" else []
     name, page, _ = visit.place(found.document, found.start)
     cited = [
         (c.source.start - found.start, c.source.end - found.start, i)
@@ -101,7 +105,7 @@ def passage_card(
         f'<article class="passage{" is-cited" if cited else ""}" id="passage-{strategy}-{number}">'
         f'<header><span class="number">{number + 1}</span><span class="doc">{title}</span>{where}{score}</header>'
         f'<p class="found-by">{esc(say(language, "found_by"))} '
-        f'{"".join(reason(language, label) for label in found.found_by)}</p>'
+        f'{"".join(reason(language, label, clues) for label in found.found_by)}</p>'
         f'<div class="text">{marked(found.text.strip(), *_shifted(found, wanted, cited), strategy)}</div>'
         f'<button type="button" class="more" aria-expanded="false" data-more="{esc(say(language, "more"))}" '
         f'data-less="{esc(say(language, "less"))}">{esc(say(language, "more"))}</button></article>'

@@ -23,12 +23,22 @@ window.memoPassages = (() => {
       card.classList.toggle('open', whole);
       more.setAttribute('aria-expanded', whole);
       more.textContent = whole ? more.dataset.less : more.dataset.more;
+      text.scrollTop = whole ? 0 : firstLine(text);
+      text.classList.toggle('midway', text.scrollTop > 0);
       more.hidden = !whole && !card.parentElement.hidden && text.scrollHeight <= text.clientHeight + 2;
     });
     element.querySelectorAll('mark.active').forEach((mark) => mark.classList.remove('active'));
     if (active) marksOf(active).forEach((mark) => mark.classList.add('active'));
     const back = element.querySelector('.back');
     if (back) back.hidden = !(active && origin && origin.isConnected);
+  }
+
+  // Where a short view of a passage begins: at its first line, unless nothing is cited or highlighted in the first three.
+  function firstLine(text) {
+    const line = parseFloat(getComputedStyle(text).lineHeight);
+    const found = text.querySelector('mark.cited') || text.querySelector('.hit');
+    const above = found ? Math.floor(found.offsetTop / line) : 0;
+    return above > 2 ? above * line : 0;
   }
 
   function marksOf({strategy, cite}) {
