@@ -1,7 +1,9 @@
 # `make help` explains. Everything is installed into .venv; the embedded models go into the cache folder (~/.cache/memo).
 
 SHELL := /bin/bash
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# the first that is there, works (a version manager's stand-in may not) and is new enough
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
@@ -23,8 +25,7 @@ help:  ## this text
 
 # rebuilt only when the requirements change: the second `make demo` needs no network
 $(BIN)/.installed: requirements.txt pyproject.toml
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed (PYTHON=/path/to/python3.12 make …)"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (make … PYTHON=/path/to/python3.12)."; exit 2; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
