@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,7 +134,7 @@ def print_answer(answer: Answer, names: dict[str, str]) -> None:
     for number, citation in enumerate(answer.citations, start=1):
         passage, source = answer.passages[citation.passage], citation.source
         page = f", page {passage.page}" if passage.page else ""
-        span = " ".join(passage.text[source.start - passage.start : source.end - passage.start].split())
+        span = textwrap.shorten(passage.text[source.start - passage.start : source.end - passage.start], 300)
         print(f"  [{number}] {names.get(passage.document, passage.document)}{page}: “{span}”")
     for note in answer.notes:
         print(f"  note: {note}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -328,8 +327,10 @@ def describe(settings: Settings) -> dict[str, object]:
 
 
 if __name__ == "__main__":  # `make setup`: fetch, check and convert now rather than at the first question
+    from memo.cli import quiet_libraries
     from memo.settings import from_environment
 
+    quiet_libraries()
     embedded_embedder()
     embedded_language_model(from_environment().cache)
-    print(json.dumps(describe(from_environment())))
+    print(f"The embedded models are ready: {EMBEDDED_NAME}, all-MiniLM-L6-v2.")

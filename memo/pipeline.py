@@ -182,8 +182,7 @@ class MemoRAG:
         Raises:
             NothingToAsk: no question, or no document in the library; SettingsError: an unknown strategy.
         """
-        stop, began = stop or Stop(), time.monotonic()
-        question = clean_question(question)
+        question, stop = clean_question(question), stop or Stop()
         if self.models.generator().count(question) > QUESTION_TOKENS:
             raise NothingToAsk("The question is too long.", "Put long texts in as documents.")
         for strategy in strategies:
@@ -191,7 +190,9 @@ class MemoRAG:
                 raise SettingsError(f"No strategy is named {strategy!r}.", f"Choose from: {', '.join(STRATEGIES)}.")
         if not self.library.documents and set(strategies) != {"closed_book"}:
             raise NothingToAsk("There is no document to ask about yet.", "Add one first.")
-        runs = _Runs(self.models)
+        if self.library.documents:
+            self.models.embedder()
+        began, runs = time.monotonic(), _Runs(self.models)  # the models are loaded: what follows is the question's time
         try:
             asked = question
             if history:

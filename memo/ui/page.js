@@ -33,7 +33,7 @@ window.memoPassages = (() => {
     if (back) back.hidden = !(active && origin && origin.isConnected);
   }
 
-  // Where a short view of a passage begins: at its first line, unless nothing is cited or highlighted in the first three.
+  // Where the short view of a passage begins: further down if nothing is cited or highlighted in its first three lines.
   function firstLine(text) {
     const line = parseFloat(getComputedStyle(text).lineHeight);
     const found = text.querySelector('mark.cited') || text.querySelector('.hit');
