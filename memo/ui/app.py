@@ -21,12 +21,20 @@ from memo.pipeline import Models
 from memo.sessions import Sessions
 from memo.settings import Settings
 from memo.ui import cards, marks
-from memo.ui.ask import EVERY, AskPage, Drawn
+from memo.ui.ask import EVERY, AskPage
+from memo.ui.draw import Drawn
 from memo.ui.layout import i18n, page
 from memo.ui.texts import ASSETS, language_of, say
 from memo.ui.theme import theme
 from memo.ui.visits import Visit
 from memo.ui.warmup import Warmup
+
+# Updates that come before the page is drawn and translated can be lost on a slow machine: wait for its last button.
+WHEN_DRAWN = """async () => {
+  for (let i = 0; i < 100 && !document.querySelector('#export-json')?.textContent.trim(); i++)
+    await new Promise((go) => setTimeout(go, 50));
+  return [];
+}"""
 
 
 class Visitors:
@@ -39,7 +47,7 @@ class Visitors:
     def wire(self, demo: gr.Blocks) -> None:
         p, private = self.ask.page, {"show_progress": "hidden", "api_visibility": "private"}
         first = [p.token, p.documents, p.privacy, p.status, *self.ask.everything()]
-        demo.load(self.open, None, list(dict.fromkeys(first)), queue=False, **private).then(
+        demo.load(self.open, None, list(dict.fromkeys(first)), queue=False, js=WHEN_DRAWN, **private).then(
             self.ask.told(self.watch_models), p.token, p.status, concurrency_limit=None, **private
         )
         demo.unload(self.leave)

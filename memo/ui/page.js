@@ -1,4 +1,4 @@
-// The page's own behaviour: citations lead to the cited words, passages open and close, one set of them is seen at a time.
+// The page's own behaviour: citations lead to the cited words, passages open and close, one set of them is seen.
 // Nothing here talks to the server.
 window.memoPassages = (() => {
   let chosen = null;  // the strategy whose passages the person wants to see
@@ -15,7 +15,9 @@ window.memoPassages = (() => {
     const sets = [...element.querySelectorAll('.set')];
     const shown = sets.some((set) => set.dataset.of === chosen) ? chosen : sets[0]?.dataset.of;
     sets.forEach((set) => { set.hidden = set.dataset.of !== shown; });
-    element.querySelectorAll('[data-set]').forEach((tab) => tab.setAttribute('aria-pressed', tab.dataset.set === shown));
+    element.querySelectorAll('[data-set]').forEach((tab) => {
+      tab.setAttribute('aria-pressed', tab.dataset.set === shown);
+    });
     element.querySelectorAll('.passage').forEach((card) => {
       const more = card.querySelector('.more');
       const text = card.querySelector('.text');
@@ -38,7 +40,7 @@ window.memoPassages = (() => {
     const line = parseFloat(getComputedStyle(text).lineHeight);
     const found = text.querySelector('mark.cited') || text.querySelector('.hit');
     const above = found ? Math.floor(found.offsetTop / line) : 0;
-    return above > 2 ? above * line : 0;
+    return above > 2 ? (above - 1) * line : 0;  // one line more: the first is faded
   }
 
   function marksOf({strategy, cite}) {
@@ -52,7 +54,7 @@ window.memoPassages = (() => {
     chosen = active.strategy;
     open.add(`passage-${active.strategy}-${button.dataset.passage}`);
     apply();
-    const target = marksOf(active)[0] || document.getElementById(`passage-${active.strategy}-${button.dataset.passage}`);
+    const target = marksOf(active)[0];
     if (!target) return;
     target.setAttribute('tabindex', '-1');
     target.focus({preventScroll: true});

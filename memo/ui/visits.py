@@ -67,7 +67,6 @@ class Visit:
         self.board: Board | None = None
         self.turns: list[Turn] = []
         self.ratio = session.settings.ratio
-        self.problem = ""  # why the last click could not be followed, as the key of a text
         self.example = ""  # the example put in last, whose questions are suggested
         self._lock = threading.RLock()
         self._worker: threading.Thread | None = None
