@@ -26,7 +26,7 @@ help:  ## this text
 # rebuilt only when the requirements change: the second `make demo` needs no network
 $(BIN)/.installed: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (make … PYTHON=/path/to/python3.12)."; exit 2; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

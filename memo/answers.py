@@ -54,7 +54,7 @@ Steps = Generator[Event | list[Prompt] | Prompt, list[Stream], None]
 
 @dataclass
 class Ask:
-    """A question on its way, shared by the strategies that answer it, each of which has an `Ask` of its own."""
+    """A question on its way through one strategy, and what has been found for it so far."""
 
     question: str
     strategy: str
@@ -75,7 +75,7 @@ class Ask:
             [hits] = self.library.rank([Query("question", (self.question,))], depth=100)
             self.memory = memory.compose(dict.fromkeys(hit["document"] for hit in hits))
             if self.memory.left_out:
-                names = ", ".join(self.library.documents[d].name for d in self.memory.left_out)
+                names = ", ".join(self.library.entry(d).name for d in self.memory.left_out)
                 self.notes.append(f"Not all memories fit the model together; left out as least relevant: {names}.")
         return self.memory
 
@@ -126,9 +126,9 @@ def memorag(ask: Ask) -> Steps:
         prompts = recall.prompts(ask.question, memory, ask.settings.clue_tokens)
         first = [] if memory.usual is not None else [recall.neutral(memory)]  # once for each set of documents
         streams = yield [*prompts.values(), *first]
-        if first:
-            memory.usual = recall.background([streams.pop()])
-        ask.clues = recall.collect(dict(zip(prompts, streams, strict=True)), ask.question, memory)
+        if first and not streams[-1].stopped:
+            memory.usual = recall.background([streams[-1]])
+        ask.clues = recall.collect(dict(zip(prompts, streams, strict=False)), ask.question, memory)
     else:
         ask.clues = ask.edited
     yield CluesRecalled(ask.clues, final=True)
@@ -164,7 +164,7 @@ def full_context(ask: Ask) -> Steps:
     """The documents themselves, in order, cut (and said so) where the generator's positions end."""
     frame = ask.generator.count(SYSTEM + ASK_DOCUMENT.format(document="", question=ask.question)) + 60
     room = max(0, ask.generator.max_positions - ask.settings.answer_tokens - frame)
-    texts = [ask.library.text(document) for document in ask.library.documents]
+    texts = [ask.library.text(document) for document in list(ask.library.documents)]
     whole = "\n\n".join(texts)
     size = ask.generator.count(whole)
     shown = whole

@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="port to listen on (default 7860)")
     memorize = command("memorize", "read documents into a library")
     memorize.add_argument("files", nargs="+", metavar="FILE", help="txt, md, html, pdf, docx, pptx or epub")
-    memorize.add_argument("--ratio", type=int, default=8, choices=(1, 2, 4, 8, 16, 32, 64), metavar="N",
-                          help="text tokens per memory token: 1, 2, 4, 8, 16, 32 or 64 (default 8)")  # fmt: skip
+    memorize.add_argument("--ratio", type=int, choices=(1, 2, 4, 8, 16, 32, 64), metavar="N",
+                          help="text tokens per memory token, 1 to 64 (default MEMO_RATIO, or 8)")  # fmt: skip
     command("documents", "list the documents of a library")
     forget = command("forget", "delete a document: its text, memory and passages")
     forget.add_argument("document", metavar="DOC", help="its name or id")
@@ -164,25 +164,31 @@ def existing(folder: Path) -> Path:
 
 
 def run_memorize(arguments: argparse.Namespace) -> int:
-    """All files are read before anything is changed: one that cannot be read stops the command."""
+    """All files are read before anything is changed: one that cannot be memorized stops the command."""
     from memo.documents import read_document
-    from memo.pipeline import open_library
+    from memo.library import Library
+    from memo.pipeline import MemoRAG, Models
 
     settings = from_environment()
     limits = {"max_bytes": settings.max_file_mb << 20, "max_pages": settings.max_pages}
     documents = [read_document(path, **limits) for path in arguments.files]
+    models, ratio = Models(settings), arguments.ratio or settings.ratio
+    model = models.memory_model()
+    for document in documents:
+        model.fitting_ratio(len(model.encode(document.text)[0]), ratio, settings.window)
     ready, failed, bars = [], [], {}
-    with open_library(arguments.library, settings) as rag:
-        for progress in rag.memorize(documents, arguments.ratio):
+    with Library(arguments.library, models.embedder, server=settings.chroma) as library:
+        rag = MemoRAG(library, models, settings)
+        for progress in rag.memorize(documents, ratio):
             if not arguments.json and sys.stderr.isatty():
                 tell(progress, bars)
             if progress.state == "ready":
                 ready.append(rag.library.documents[progress.document])
                 if not arguments.json:
-                    print(describe(ready[-1], arguments.ratio))
+                    print(describe(ready[-1], ratio))
             elif progress.state == "failed":
                 failed.append(f"{progress.name}: {progress.error}")
-    if arguments.json and not failed:
+    if arguments.json and (ready or not failed):
         print_json({"documents": [entry_json(entry) for entry in ready]})
     for line in failed:
         print(f"memo: {line}", file=sys.stderr)

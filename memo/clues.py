@@ -148,10 +148,10 @@ def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Te
     return tuple(found)
 
 
-def collect(streams: dict[str, Stream], question: str, memory: Composed) -> tuple[Clue, ...]:
-    """All clues of a batch, without repeats across kinds. Works on unfinished streams too."""
+def collect(streams: dict[str, Stream], question: str, memory: Composed, whole: bool = True) -> tuple[Clue, ...]:
+    """All clues of a batch, without repeats across kinds; of unfinished streams (not `whole`) without sources."""
     clues: dict[str, Clue] = {}
     for kind, stream in streams.items():
-        for clue in parse(kind, stream, question, memory, memory.usual):
+        for clue in parse(kind, stream, question, memory, memory.usual if whole else None):
             clues.setdefault(key_of(clue.text), clue)
     return tuple(clues.values())

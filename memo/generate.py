@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memo.errors import BackendError
+from memo.models import untrusted
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from memo.attention import Row, Slots
     from memo.memory import MemoryModel
@@ -33,10 +35,10 @@ REPETITION = 1.15  # logits of tokens already generated are divided by this (mul
 class Prompt:
     """What is asked of a generator.
 
-    prefix: how the answer begins, put in its mouth; part of the text that is returned.
+    prefix: how the answer begins, put in its mouth; part of the text that is returned (local models only).
     slots: a memory the model looks at before the prompt (local models only).
     watch: note where in the memory the generated tokens looked.
-    stop_at: end once the text has this many lines.
+    stop_at: end once the text has this many lines (local models only).
     """
 
     messages: tuple[tuple[str, str], ...]  # (role, content)
@@ -62,6 +64,11 @@ class Stream:
     mass: list[torch.Tensor] = field(default_factory=list)  # per generated token: (layers, M) attention on the slots
     first_token: float | None = None  # time.monotonic()
     _stop: bool = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was ended from outside."""
+        return self._stop
 
     def stop(self) -> None:
         """Ends it where it is; the text so far stays."""
@@ -94,10 +101,52 @@ class Generator(Protocol):
 # --- the local model -------------------------------------------------------------------------------------------------
 
 
-class LocalGenerator:
-    """The model of a `MemoryModel`, as a generator. Streams of one run share every step through the weights."""
+class PlainRow:
+    """One sequence of a `PlainModel`."""
 
-    def __init__(self, model: MemoryModel, name: str) -> None:
+    mass = None
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        from transformers import DynamicCache
+
+        self.cache, self.position = DynamicCache(config=model.config), 0
+
+
+class PlainModel:
+    """A causal language model of any architecture, as transformers runs it: it generates, but looks at no memory."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        from memo.memory import Turn
+
+        self.model, self.tokenizer, self.turn = model, tokenizer, Turn()
+        self.max_positions: int = getattr(model.config, "max_position_embeddings", None) or 2048
+        self.device = model.device
+        self._plain = untrusted(tokenizer)
+
+    def encode(self, text: str, start: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text and their character spans; special tokens in it are taken as text."""
+        encoding = self._plain.encode(text, add_special_tokens=start)
+        return encoding.ids, encoding.offsets
+
+    def row(self, prompt: Prompt) -> PlainRow:
+        return PlainRow(self.model)
+
+    def advance(self, ids: torch.Tensor, rows: list[PlainRow]) -> torch.Tensor:
+        """Reads T tokens of each row, one row after another. ids (B, T) -> next-token logits (B, V)."""
+        import torch
+
+        logits = []
+        for index, row in enumerate(rows):
+            out = self.model(input_ids=ids[index : index + 1], past_key_values=row.cache, use_cache=True)
+            row.position += ids.shape[1]
+            logits.append(out.logits[:, -1])
+        return torch.cat(logits)
+
+
+class LocalGenerator:
+    """A model of this process, as a generator. Streams of one run share every step through a `MemoryModel`."""
+
+    def __init__(self, model: MemoryModel | PlainModel, name: str) -> None:
         self.model, self.name, self.max_positions = model, name, model.max_positions
         tokenizer, config = model.tokenizer, model.model.generation_config
         ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
@@ -116,8 +165,20 @@ class LocalGenerator:
         """The prompt through the model's chat template. Special tokens inside the contents are broken up: they are
         other people's text, not commands."""
         messages = [{"role": r, "content": self._special.sub(lambda m: " ".join(m[0]), c)} for r, c in prompt.messages]
-        text = self.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        from jinja2 import TemplateError
+
+        try:
+            text = self._template(messages)
+        except TemplateError:  # some models know no system message: it goes before the question
+            content = "\n\n".join(message["content"] for message in messages)
+            text = self._template([{"role": "user", "content": content}])
         return self.model.tokenizer(text + prompt.prefix, add_special_tokens=False).input_ids
+
+    def _template(self, messages: list[dict[str, str]]) -> str:
+        # enable_thinking: models that think before they answer would spend all their tokens on it; others ignore it
+        return self.model.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
 
 
 @dataclass
@@ -125,7 +186,7 @@ class _Decoding:
     """A stream in the works: what is still to be read of its prompt, and what was generated."""
 
     stream: Stream
-    row: Row
+    row: Row | PlainRow
     unread: list[int]
     ids: list[int] = field(default_factory=list)
 
@@ -136,11 +197,9 @@ class LocalRun:
         self._decodings: list[_Decoding] = []
 
     def add(self, prompt: Prompt) -> Stream:
-        from memo.attention import Row
-
         ids = self.generator.encode(prompt)
         stream = Stream(prompt, text=prompt.prefix, prompt_tokens=len(ids))
-        row = Row(prompt.slots, prompt.watch)
+        row = self.model.row(prompt)
         needed, there = row.position + len(ids), self.model.max_positions
         if needed >= there:
             told = f"The prompt needs {needed:,} positions; the model has {there:,}."
@@ -174,28 +233,24 @@ class LocalRun:
     def _read_piece(self, decoding: _Decoding) -> None:
         import torch
 
-        from memo.attention import run
-
         piece, decoding.unread = decoding.unread[:PIECE], decoding.unread[PIECE:]
         ids = torch.tensor([piece], device=self.model.device)
-        hidden = run(self.model.model, self.model.model.get_input_embeddings()(ids), [decoding.row])
+        logits = self.model.advance(ids, [decoding.row])
         if not decoding.unread:
             if decoding.row.mass is not None:
                 decoding.row.mass.zero_()  # what is wanted is where the generated tokens look
-            self._choose([decoding], self.model.logits(hidden[:, -1]))
+            self._choose([decoding], logits)
 
     def _write(self, decodings: list[_Decoding]) -> None:
         import torch
 
-        from memo.attention import run
-
         ids = torch.tensor([[d.ids[-1]] for d in decodings], device=self.model.device)
-        hidden = run(self.model.model, self.model.model.get_input_embeddings()(ids), [d.row for d in decodings])
+        logits = self.model.advance(ids, [d.row for d in decodings])
         for decoding in decodings:
             if decoding.row.mass is not None:  # where the token just read looked, as it was about to say the next
                 decoding.stream.mass.append(decoding.row.mass.to("cpu", torch.bfloat16, copy=True))
                 decoding.row.mass.zero_()
-        self._choose(decodings, self.model.logits(hidden[:, -1]))
+        self._choose(decodings, logits)
 
     def _choose(self, decodings: list[_Decoding], logits: torch.Tensor) -> None:
         """The next token of each: logits (B, V)."""
@@ -290,8 +345,8 @@ class EndpointRun:
         if chunk.usage:
             stream.prompt_tokens = chunk.usage.prompt_tokens or stream.prompt_tokens
             stream.tokens = chunk.usage.completion_tokens or stream.tokens
-        for choice in chunk.choices:
-            if choice.delta.content and not stream.done:
+        for choice in chunk.choices or []:
+            if choice.delta and choice.delta.content and not stream.done:
                 stream.first_token = stream.first_token or time.monotonic()
                 stream.text += choice.delta.content
                 stream.tokens += not chunk.usage
@@ -303,7 +358,7 @@ class EndpointRun:
         if not self._streams:
             return False
         try:
-            self._arrived.get(timeout=0.05)()
+            self._arrived.get(timeout=0.01)()
             while True:
                 self._arrived.get_nowait()()
         except queue.Empty:

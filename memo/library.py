@@ -18,6 +18,7 @@ import hashlib
 import json
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from memo.errors import DamagedMemory, LibraryBusy, MemoryFileError, UnknownDocument
+from memo.errors import DamagedMemory, LibraryBusy, MemoryFileError, SettingsError, UnknownDocument
 from memo.models import write_atomic
 from memo.passages import Passage
 from memo.search import BATCH, DEPTH, PassageIndex, Query, connect
@@ -67,12 +68,16 @@ class Library:
         """embedder: a function without arguments that gives the `Embedder`; it is loaded when first needed."""
         self.root, self._embedder, self._client, self._server = root, embedder, client, server
         self.folder = root / "documents"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._lock = hold(root / "lock", root)
-        about = root / "library.json"
-        if not about.exists():
-            write_atomic(about, json.dumps({"version": VERSION, "collection": f"memo-{secrets.token_hex(12)}"}))
-        self.collection = json.loads(about.read_text())["collection"]
+        self._changing = threading.RLock()  # documents, memories and passages change together
+        if not (root / "library.json").exists():
+            about = {"version": VERSION, "collection": f"memo-{secrets.token_hex(12)}"}
+            write_atomic(root / "library.json", json.dumps(about))
+        self.collection = collection_of(root)
+        if not self.collection:
+            self.close()
+            raise DamagedMemory(f"{root / 'library.json'} cannot be read.", "Delete it to have the library repaired.")
         for path in list(self.folder.iterdir()):
             if path.name.startswith(MAKING):
                 self._finish_replacing(path)
@@ -107,18 +112,32 @@ class Library:
             told = f"What is known of the document in {path} cannot be read."
             raise DamagedMemory(told, "Delete that folder, then memorize the document again.") from error
 
-    @cached_property
+    @property
     def index(self) -> PassageIndex:
         """The passages in Chroma, brought in line with the documents when first used."""
+        with self._changing:
+            return self._index
+
+    @cached_property
+    def _index(self) -> PassageIndex:
         client = self._client or connect(self.root / "chroma", self._server)
-        index = PassageIndex(client, self.collection, self._embedder())
-        if index.count() != sum(len(self.passages(d)) for d in self.documents):
+        embedder = self._embedder()
+        index = PassageIndex(client, self.collection, embedder)
+        about = json.loads((self.root / "library.json").read_text())
+        if about.get("embedder", embedder.name) != embedder.name:  # vectors of another embedder mean nothing to this
+            index.drop()
+            index = PassageIndex(client, self.collection, embedder)
+        write_atomic(self.root / "library.json", json.dumps(about | {"embedder": embedder.name}))
+        wanted = {document: len(self.passages(document)) for document in self.documents}
+        if index.count() != sum(wanted.values()):
             # a process was killed while it put passages in or took them out, or the database was lost
-            for document in index.documents() - set(self.documents):
+            there = index.sizes()
+            for document in set(there) - set(wanted):
                 index.remove(document)
-            for document in self.documents:
-                index.remove(document)
-                index.add(self.passages(document))
+            for document, count in wanted.items():
+                if there.get(document) != count:
+                    index.remove(document)
+                    index.add(self.passages(document))
         return index
 
     def entry(self, document: str) -> Entry:
@@ -129,15 +148,21 @@ class Library:
 
     def text(self, document: str) -> str:
         """The text of a document. Raises UnknownDocument."""
+        return self._read(document, "text.txt")
+
+    def _read(self, document: str, name: str) -> str:
         self.entry(document)
-        return (self.folder / document / "text.txt").read_bytes().decode()
+        try:
+            return (self.folder / document / name).read_bytes().decode()
+        except FileNotFoundError:
+            raise UnknownDocument("A document was deleted meanwhile.", "Ask again.") from None
 
     def text_of(self, document: str, start: int, end: int) -> str:
         return self.text(document)[start:end]
 
     def passages(self, document: str) -> list[Passage]:
         """The passages of a document, in its order."""
-        about = json.loads((self.folder / document / "document.json").read_text(encoding="utf-8"))
+        about = json.loads(self._read(document, "document.json"))
         text = self.text(document)
         return [Passage(document, start, end, page, text[start:end]) for start, end, page in about["passages"]]
 
@@ -153,7 +178,7 @@ class Library:
         """
         if name in self.documents:
             return self.documents[name]
-        named = [entry for entry in self.documents.values() if entry.name == name]
+        named = [entry for entry in list(self.documents.values()) if entry.name == name]
         if len(named) == 1:
             return named[0]
         if named:
@@ -201,27 +226,31 @@ class Library:
         (path / "text.txt").write_bytes(document.text.encode())
         memory_file.save(memory, path / "memory.safetensors")
         write_atomic(path / "document.json", json.dumps(about, ensure_ascii=False))
-        (path / "making").unlink()
         home = self.folder / document.id
-        if home.exists():  # the same document at another ratio: file by file, each whole at any moment
-            for name in ("memory.safetensors", "document.json"):
-                (path / name).replace(home / name)
-        else:
-            path.rename(home)
-        self.documents[document.id] = entry
-        if self._memory is not None:
-            self._memory.add(memory)
+        with self._changing:
+            (path / "making").unlink()
+            if home.exists():  # the same document at another ratio: file by file, each whole at any moment
+                for name in ("memory.safetensors", "document.json"):
+                    (path / name).replace(home / name)
+            else:
+                path.rename(home)
+            self.documents[document.id] = entry
+            if self._memory is not None:
+                self._memory.add(memory)
         return entry
 
     def remove(self, document: str) -> None:
         """Takes a document out: its text, its memory, its passages."""
-        gone = self.folder / f"{GONE}{document}"
-        (self.folder / document).rename(gone)
-        del self.documents[document]
-        if self._memory is not None and document in self._memory:
-            self._memory.remove(document)
-        self.index.remove(document)
-        shutil.rmtree(gone)
+        with self._changing:
+            index, gone = self.index, self.folder / f"{GONE}{document}"
+            del self.documents[document]
+            (self.folder / document).rename(gone)
+            if self._memory is not None and document in self._memory:
+                self._memory.remove(document)
+            try:
+                index.remove(document)
+            finally:  # the files go even if the database does not answer; it is put right when the library is opened
+                shutil.rmtree(gone)
 
     def memory(self, model: MemoryModel) -> Memory:
         """The memories of all documents, loaded when first asked for.
@@ -229,23 +258,37 @@ class Library:
         Raises:
             DamagedMemory, WrongModel: a document's memory cannot be used; the error names the document.
         """
-        from memo import memory_file
         from memo.memory import Memory
 
-        memory = Memory(model) if self._memory is None else self._memory
-        for document, entry in list(self.documents.items()):  # another may be put in meanwhile
-            if document not in memory:
-                try:
-                    memory.add(memory_file.load(self.folder / document / "memory.safetensors", model))
-                except MemoryFileError as error:
-                    raise type(error)(f"{entry.name}: {error.message}", error.hint) from None
-        self._memory = memory
+        with self._changing:
+            memory = Memory(model) if self._memory is None else self._memory
+            for document in self.documents:
+                if document not in memory:
+                    memory.add(self.load(document, model))
+            self._memory = memory
+            return memory
+
+    def load(self, document: str, model: MemoryModel) -> DocumentMemory:
+        """The stored memory of one document.
+
+        Raises:
+            DamagedMemory, WrongModel: it cannot be used; the error names the document.
+        """
+        from memo import memory_file
+
+        name = self.entry(document).name
+        try:
+            memory = memory_file.load(self.folder / document / "memory.safetensors", model)
+        except MemoryFileError as error:
+            raise type(error)(f"{name}: {error.message}", error.hint) from None
+        if memory.text_sha256 != text_hash(self.text(document)):
+            raise DamagedMemory(f"{name}: its text is not the one that was memorized.", "Memorize it again.")
         return memory
 
     def destroy(self) -> None:
         """Deletes everything: documents, memories, the collection in Chroma."""
         try:
-            if self.documents or "index" in self.__dict__:  # not for a visitor who only looked
+            if self.documents or "_index" in self.__dict__:  # not for a visitor who only looked
                 self.index.drop()
         finally:  # the files go even if the database does not answer
             self.documents.clear()
@@ -254,13 +297,33 @@ class Library:
             shutil.rmtree(self.root, ignore_errors=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, if it is not there. Raises SettingsError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"The folder {folder} cannot be made: {error.strerror}.", "Choose another.") from None
+
+
+def collection_of(root: Path) -> str:
+    """The name of a library's collection in Chroma; empty if what is known of the library cannot be read."""
+    try:
+        about = json.loads((root / "library.json").read_text())
+        return str(about["collection"]) if about["version"] == VERSION else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def hold(lock: Path, folder: Path) -> IO[str]:
     """An open, locked file: as long as it is open (at most as long as this process lives) the folder is ours.
 
     Raises:
         LibraryBusy: another process has it.
     """
-    file = lock.open("w")
+    try:
+        file = lock.open("w")
+    except OSError as error:
+        raise SettingsError(f"The folder {folder} cannot be used: {error.strerror}.", "Choose another.") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -21,14 +21,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from memo.attention import MemoryWeights, Row, Slots, beside, memory_projections, rotate, run
-from memo.errors import MemoryTooLong, WrongModel
+from memo.errors import MemoryTooLong, SettingsError, UnknownDocument, WrongModel
 from memo.models import fingerprint, untrusted
+
+if TYPE_CHECKING:
+    from memo.generate import Prompt
 
 RATIOS = (1, 2, 4, 8, 16, 32, 64)
 RESERVE = 1024  # positions kept free behind a memory, for a question and what is generated (a quarter at most)
@@ -47,7 +52,16 @@ class Turn:
                 return
             mine = threading.Event()
             self._waiting.append(mine)
-        mine.wait()
+        try:
+            mine.wait()
+        except BaseException:  # interrupted while waiting: the turn must not be handed to nobody
+            with self._lock:
+                given = mine not in self._waiting
+                if not given:
+                    self._waiting.remove(mine)
+            if given:
+                self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -121,12 +135,21 @@ class MemoryModel:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, weights: MemoryWeights | None = None
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.weights = (weights or MemoryWeights(model)).requires_grad_(False)
-        self.fingerprint, self.weights_fingerprint = fingerprint(model), fingerprint(self.weights)
+        self._given = weights
+        self.fingerprint = fingerprint(model)
         self.max_positions: int = model.config.max_position_embeddings
         self.reserve = min(RESERVE, self.max_positions // 4)
         self.turn = Turn()
         self._plain = untrusted(tokenizer)
+
+    @cached_property
+    def weights(self) -> MemoryWeights:
+        """The memory weights; made when first needed, for a model that only generates needs none."""
+        return (self._given or MemoryWeights(self.model)).requires_grad_(False)
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        return fingerprint(self.weights)
 
     @property
     def device(self) -> torch.device:
@@ -148,8 +171,11 @@ class MemoryModel:
         """The wanted ratio, or the next higher one at which the text fits the model's positions.
 
         Raises:
-            MemoryTooLong: not even the highest does.
+            MemoryTooLong: not even the highest does. SettingsError: the window alone is longer than the positions.
         """
+        if self.capacity(window) <= 0:
+            told = f"A window of {window:,} tokens leaves no room in {self.max_positions:,} positions."
+            raise SettingsError(told, "Lower MEMO_WINDOW.")
         for beta in (ratio, *(r for r in RATIOS if r > ratio)):
             # every window has ceil(l / beta) slots
             if -(-tokens // window) * -(-window // beta) <= self.capacity(window):
@@ -235,6 +261,14 @@ class MemoryModel:
         """Hidden states (..., E) -> next-token logits (..., V)."""
         return self.model.get_output_embeddings()(hidden)
 
+    def row(self, prompt: Prompt) -> Row:
+        """A sequence that starts behind the prompt's slots."""
+        return Row(prompt.slots, prompt.watch)
+
+    def advance(self, ids: Tensor, rows: list[Row]) -> Tensor:
+        """Reads T tokens of one row, or one token of each of B rows. ids (B, T) -> next-token logits (B, V)."""
+        return self.logits(run(self.model, self.model.get_input_embeddings()(ids), rows)[:, -1])
+
     def _rotated(self, keys: Tensor, values: Tensor, start: int = 0) -> Slots:
         """Keys (L, J, M, D) at position 0 -> slots at positions start .. start+M-1, on the model's device and dtype."""
         positions = torch.arange(start, start + keys.shape[2], device=self.device)
@@ -282,6 +316,7 @@ class Memory:
         self.model = model
         self._documents: dict[str, DocumentMemory] = {}
         self._composed: Composed | None = None
+        self._parts: list[DocumentMemory] = []  # what `_composed` is made of
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -300,35 +335,41 @@ class Memory:
         """
         self.model.check(memory)
         self._documents[memory.document] = memory
-        self._composed = None
 
     def remove(self, document: str) -> None:
         """Takes a document out; the rest is as if it had never been there."""
         del self._documents[document]
-        self._composed = None
+        self._composed, self._parts = None, []
 
     def compose(self, relevance: Iterable[str] = ()) -> Composed:
         """All documents side by side, in the order they were added; of those that do not fit together, the most
         relevant. `relevance`: documents, best first (the rest follow in the order they were added).
 
         The last composition is kept: several questions to the same documents share it.
+
+        Raises:
+            UnknownDocument: there is none, not any more maybe.
         """
-        order = [*dict.fromkeys(d for d in relevance if d in self._documents)]
-        order += [d for d in self._documents if d not in order]
+        known = dict(self._documents)  # as it is now: another thread may add and remove meanwhile
+        order = [*dict.fromkeys(d for d in relevance if d in known)]
+        order += [d for d in known if d not in order]
         room, chosen = self.model.max_positions - self.model.reserve, set[str]()
         for document in order:
-            if self._documents[document].slots <= room:
-                room -= self._documents[document].slots
+            if known[document].slots <= room:
+                room -= known[document].slots
                 chosen.add(document)
-        documents = tuple(d for d in self._documents if d in chosen)
-        if self._composed is None or self._composed.documents != documents:
-            parts = [self._documents[d] for d in documents]
+        documents = tuple(d for d in known if d in chosen)
+        if not documents:
+            raise UnknownDocument("There is no memory to look at.", "Add a document first.")
+        parts, composed = [known[d] for d in documents], self._composed
+        if composed is None or list(map(id, self._parts)) != list(map(id, parts)):
             keys = torch.cat([m.keys for m in parts], dim=2)
             slots = self.model._rotated(keys, torch.cat([m.values for m in parts], dim=2))
             owners = torch.cat([torch.full((m.slots,), i) for i, m in enumerate(parts)])
-            left_out = tuple(d for d in self._documents if d not in chosen)
-            self._composed = Composed(slots, documents, owners, torch.cat([m.spans for m in parts]), left_out)
-        return self._composed
+            composed = Composed(slots, documents, owners, torch.cat([m.spans for m in parts]))
+            self._composed, self._parts = composed, parts
+        composed.left_out = tuple(d for d in known if d not in chosen)
+        return composed
 
 
 @contextmanager

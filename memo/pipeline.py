@@ -83,17 +83,22 @@ class MemoRAG:
         others go on. One that is there already, at the same ratio, is ready at once."""
         from memo.documents import clean_name
 
+        stop = stop or Stop()
         for document in documents:
             is_file = isinstance(document, str | Path)
             name, known = (clean_name(Path(document).name), "") if is_file else (document.name, document.id)
             try:
+                self._continue(stop)
                 if is_file:
                     yield DocumentProgress(name, "reading")
                     document = self.read(document)
                     name, known = document.name, document.id
-                yield from self._memorize(document, ratio or self.settings.ratio, stop or Stop())
+                yield from self._memorize(document, ratio or self.settings.ratio, stop)
             except MemoError as error:
                 yield DocumentProgress(name, "failed", known, error=error)
+            except OSError as error:  # no space left, say
+                told = f"{name} could not be stored: {error.strerror or error}."
+                yield DocumentProgress(name, "failed", known, error=MemoError(told, "Make room, then try again."))
 
     def read(self, path: str | Path) -> Document:
         """A file as a document, within the limits of the settings. Raises a DocumentError."""
@@ -107,9 +112,7 @@ class MemoRAG:
 
         known = self.library.documents.get(document.id)
         model = self.models.memory_model()
-        wanted = ratio
-        if known:
-            wanted = model.fitting_ratio(known.tokens, ratio, self.settings.window)
+        wanted = model.fitting_ratio(len(model.encode(document.text)[0]), ratio, self.settings.window)
         if known and known.ratio == wanted and self._usable(document.id):
             yield DocumentProgress(
                 document.name, "ready", document.id, known.tokens, known.tokens, known.slots, known.ratio
@@ -144,7 +147,8 @@ class MemoRAG:
     def _usable(self, document: str) -> bool:
         """Whether the stored memory of a document can be loaded by the models of today."""
         with suppress(MemoError):
-            return document in self.library.memory(self.models.memory_model())
+            self.library.load(document, self.models.memory_model())
+            return True
         return False
 
     @staticmethod
@@ -240,7 +244,7 @@ class MemoRAG:
                     if size != clue_texts and task.ask.memory is not None:
                         clue_texts = size
                         kinds = dict(zip(recall.KINDS, task.streams, strict=False))
-                        if found := recall.collect(kinds, task.ask.question, task.ask.memory):
+                        if found := recall.collect(kinds, task.ask.question, task.ask.memory, whole=False):
                             task.timings.setdefault("first_clue", time.monotonic() - began)
                             yield CluesRecalled(found, final=False)
                 if task.answering and task.streams[0].text != task.shown:
@@ -284,7 +288,7 @@ class MemoRAG:
         timings = {moment: round(value, 3) for moment, value in (task.timings | {"total": seconds}).items()}
         return Answer(
             ask.question, ask.strategy, text, ask.clues, ask.passages, cite(text, ask.passages), timings,
-            stream.prompt_tokens + task.extra, stream.tokens, self.models.names(), tuple(ask.notes), stream._stop,
+            stream.prompt_tokens + task.extra, stream.tokens, self.models.names(), tuple(ask.notes), stream.stopped,
         )  # fmt: skip
 
 

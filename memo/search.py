@@ -10,6 +10,7 @@ value, so 1 means first in every ranking.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,8 +116,12 @@ class PassageIndex:
 
     def documents(self) -> set[str]:
         """Ids of all documents that have passages here."""
+        return set(self.sizes())
+
+    def sizes(self) -> Counter[str]:
+        """How many passages of each document are here."""
         with _answering():
-            return {m["document"] for m in self.collection.get(include=["metadatas"])["metadatas"]}
+            return Counter(m["document"] for m in self.collection.get(include=["metadatas"])["metadatas"])
 
     def rank(
         self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None

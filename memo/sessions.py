@@ -7,20 +7,20 @@ without use; then its documents, memories, passages and folder are deleted. All 
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from memo.documents import Document
 from memo.errors import LimitReached, MemoError
 from memo.events import DocumentProgress
-from memo.library import Library, hold
+from memo.library import Library, collection_of, hold, make_folder
 from memo.pipeline import MemoRAG, Models, Stop
 from memo.search import connect
 from memo.settings import Settings
@@ -81,19 +81,20 @@ class Sessions:
     """All visitors of one app."""
 
     def __init__(self, settings: Settings, models: Models | None = None, client: Any = None) -> None:
-        """Empties the sessions' folder: what an earlier run of the app left is nobody's.
+        """Deletes what an earlier run of the app left in the sessions' folder, and nothing else there.
 
         Raises:
             LibraryBusy: another app keeps its visitors in the same folder.
         """
         self.settings, self.models = settings, models or Models(settings)
-        settings.data.mkdir(parents=True, exist_ok=True)
-        self._held = hold(settings.data.with_name(f"{settings.data.name}.lock"), settings.data)
-        left = [json.loads(about.read_text())["collection"] for about in settings.data.glob("*/library.json")]
-        shutil.rmtree(settings.data)
-        settings.data.mkdir()
+        make_folder(settings.data)
+        self._held = hold(settings.data / ".lock", settings.data)
+        left = [path for path in settings.data.iterdir() if _TOKEN.fullmatch(path.name)]
+        collections = {collection_of(path) for path in left}
+        for path in [*left, settings.data / "chroma"]:
+            shutil.rmtree(path, ignore_errors=True)
         self.client = client or connect(settings.data / "chroma", settings.chroma)
-        for name in {collection.name for collection in self.client.list_collections()} & set(left):
+        for name in {collection.name for collection in self.client.list_collections()} & collections:
             self.client.delete_collection(name)  # a Chroma server outlives the app
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
@@ -144,7 +145,8 @@ class Sessions:
         """Ends the sessions that have not been used for `session_minutes`."""
         limit = time.monotonic() - 60 * self.settings.session_minutes
         for token in [t for t, session in list(self._sessions.items()) if session.used < limit]:
-            self.close(token)
+            with suppress(MemoError):  # a database that does not answer; the files are deleted all the same
+                self.close(token)
 
     def watch(self, every: float = 30.0) -> threading.Event:
         """Sweeps in the background until the returned event is set."""
@@ -160,5 +162,6 @@ class Sessions:
     def close_all(self) -> None:
         """Ends all sessions, as the app does when it stops."""
         for token in list(self._sessions):
-            self.close(token)
+            with suppress(MemoError):
+                self.close(token)
         self._held.close()

@@ -101,4 +101,7 @@ def from_environment(environment: Mapping[str, str] | None = None, **overrides: 
         text = environment.get(name, PRESETS[preset].get(known.name))
         if text is not None:
             chosen[known.name] = _parse(name, str(known.type), text)
-    return Settings(**{**chosen, **overrides})  # type: ignore[arg-type]
+    chosen |= overrides
+    if "cache" in chosen and "data" not in chosen:
+        chosen["data"] = Path(str(chosen["cache"])) / "sessions"
+    return Settings(**chosen)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def put(session, *documents):
 
 
 def folders(sessions):
-    return {path.name for path in sessions.settings.data.iterdir()} - {"chroma"}
+    return {path.name for path in sessions.settings.data.iterdir()} - {"chroma", ".lock"}
 
 
 def collections(sessions):
