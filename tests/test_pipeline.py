@@ -170,7 +170,8 @@ def test_the_answer_rests_on_the_passages_it_was_given(rag):
 def test_the_names_of_models_are_no_paths(rag, tiny_folder):
     [answer] = finish(rag.ask(QUESTION, "closed_book")).values()
     assert answer.models == {
-        "memory": "tiny-llama", "memory_weights": "untrained", "generator": "tiny-llama", "embedder": "all-MiniLM-L6-v2",
+        "memory": "tiny-llama", "memory_weights": "untrained", "generator": "tiny-llama",
+        "embedder": "all-MiniLM-L6-v2",
     }  # fmt: skip
 
 

@@ -12,12 +12,17 @@ def test_the_walk_writes_results_with_their_origin(tiny_folder, tmp_path, monkey
     for name, value in {"WINDOW": "64", "ANSWER_TOKENS": "4", "CLUE_TOKENS": "4", "CONTEXT_TOKENS": "100"}.items():
         monkeypatch.setenv(f"MEMO_{name}", value)
     out = tmp_path / "walk.json"
-    command = [sys.executable, "-m", "memo.evaluate.walk", "--text", text, "--long", text, "--repeats", 1, "--out", out]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=300)
-    told = json.loads(out.read_text())
+
+    def walk(*arguments):
+        command = [sys.executable, "-m", "memo.evaluate.walk", *arguments, "--out", out]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=300)
+        return json.loads(out.read_text())
+
+    told = walk("--text", text, "--repeats", 1)
     assert told["machine"]["cores"] >= 1
     assert told["command"].startswith("python -m memo.evaluate.walk")
     results = told["results"]
     assert results["memorize"]["full_bytes"] > results["memorize"]["memory_bytes"] > 0
     assert set(results["question"]["answers"]) == {"memorag", "rag", "full_context", "closed_book"}
-    assert results["long"]["slots"] < results["long"]["tokens"]
+    long = walk("--long", text)["results"]["long"]
+    assert long["slots"] < long["tokens"]

@@ -1,6 +1,6 @@
 """One walk through the main job, timed: a document is memorized, a question is asked of it.
 
-In: a text file and a question; with `--long`, a second, long text that is only memorized. Out: JSON with
+In: a text file and a question; or, with `--long`, a long text that is only memorized. Out: JSON with
 
     memorize   tokens/s of memorizing over tokens/s of a plain prefill of the same tokens, in turns, median of repeats;
                bytes of the memory over bytes of the plain KV cache
@@ -8,6 +8,7 @@ In: a text file and a question; with `--long`, a second, long text that is only 
     long       tokens, slots, ratio, seconds, peak memory of the process
 
 `python -m memo.evaluate.walk --out assets/results/walk.json`
+`python -m memo.evaluate.walk --long book.txt --out assets/results/long.json`
 """
 
 from __future__ import annotations
@@ -30,28 +31,24 @@ STRATEGIES = ("memorag", "rag", "full_context", "closed_book")
 
 
 def memorizing(text: str, models: Any, settings: Settings, repeats: int) -> dict[str, Any]:
-    """Memorizing against plain prefill, over as much of the text as the model's positions hold uncompressed."""
+    """Memorizing against plain prefill (one causal pass of the unchanged model, keeping its KV cache), over as much of
+    the text as the model's positions hold uncompressed."""
     import torch
 
-    from memo.attention import Row, run
     from memo.memory import inference, read_all
 
     model = models.memory_model()
     ids, offsets = model.encode(text)
     count = min(len(ids), model.capacity(settings.window)) // settings.window * settings.window or len(ids)
     part = text[: offsets[count][0]] if count < len(ids) else text
-    embed = model.model.get_input_embeddings()
     times: dict[str, list[float]] = {"memorize": [], "prefill": []}
     for _ in range(repeats + 1):
         began = time.perf_counter()
         memory = read_all(model.memorize(part, "walk", settings.ratio, settings.window))
         times["memorize"].append(time.perf_counter() - began)
         began = time.perf_counter()
-        row = Row()
-        for start in range(0, count, settings.window):
-            piece = torch.tensor([ids[start : start + settings.window]], device=model.device)
-            with inference(model):
-                run(model.model, embed(piece), [row])
+        with inference(model):
+            model.model.get_decoder()(torch.tensor([ids[:count]], device=model.device), use_cache=True)
         times["prefill"].append(time.perf_counter() - began)
     ratios = [b / a for a, b in zip(times["memorize"][1:], times["prefill"][1:], strict=True)]  # the first warms up
     return {
@@ -68,7 +65,7 @@ def memorizing(text: str, models: Any, settings: Settings, repeats: int) -> dict
 
 
 def asking(path: Path, question: str, models: Any, settings: Settings, folder: Path) -> dict[str, Any]:
-    """One comparison, from a memory that is there; the models have answered once before."""
+    """One comparison, from a memory that is there; another question was asked before, so that all is loaded."""
     from memo.library import Library
     from memo.pipeline import MemoRAG, finish
 
@@ -105,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, default=EXAMPLES / "harrowmere.md")
     parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--long", type=Path, help="a long text to memorize besides")
+    parser.add_argument("--long", type=Path, help="a long text, to be memorized only")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
@@ -114,13 +111,14 @@ def main() -> None:
 
     settings = from_environment()
     models = Models(settings)
-    with tempfile.TemporaryDirectory() as folder:
-        results = {
-            "memorize": memorizing(chosen.text.read_text(), models, settings, chosen.repeats),
-            "question": asking(chosen.text, chosen.question, models, settings, Path(folder) / "library"),
-        }
     if chosen.long:
-        results["long"] = long_text(chosen.long, models, settings)
+        results = {"long": long_text(chosen.long, models, settings)}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            results = {
+                "memorize": memorizing(chosen.text.read_text(), models, settings, chosen.repeats),
+                "question": asking(chosen.text, chosen.question, models, settings, Path(folder) / "library"),
+            }
     write(chosen.out, results, "memo.evaluate.walk")
     print(chosen.out.read_text())
 
