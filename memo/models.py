@@ -248,6 +248,9 @@ class Embedder:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             told = f"The embedder {settings.embedder!r} cannot be loaded."
             raise ModelError(told, "Check its id or folder.") from error
+        except (AssertionError, RuntimeError) as error:  # no such device, or not enough memory on it
+            told = f"The embedder cannot run on {device!r}: {error}"
+            raise ModelError(told, "Set MEMO_DEVICE to auto or cpu.") from error
         self.name = embedder_name(settings)
         self.tokenizer = untrusted(self.model.tokenizer)
         self.max_tokens = int(self.model.max_seq_length or 512)

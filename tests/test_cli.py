@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 
 CONTENT = "# Minutes\n\nThe orchard was planted in 1911 by Ida Quill.\n\nThe pump stands behind the old chapel.\n"
 
@@ -132,6 +133,39 @@ def test_wrong_use_and_bad_input_are_one_line_and_change_nothing(memo, library, 
     assert said.lower() in err.lower()
     assert not (tmp_path / "none").exists()
     assert json.loads(memo("documents", "--library", folder, "--json")[1]) == {"documents": [document]}
+
+
+def test_the_ratio_of_the_environment_is_used_unless_one_is_given(memo, tmp_path):
+    file = tmp_path / "bees.txt"
+    file.write_text("Bees dance to tell where the flowers are. " * 5)
+    for given, ratio in (((), 2), (("--ratio", 16), 16)):
+        status, out, _ = memo("memorize", file, "--library", tmp_path / "lib", "--json", *given, MEMO_RATIO="2")
+        assert status == 0 and [d["ratio"] for d in json.loads(out)["documents"]] == [ratio]
+
+
+def test_a_file_too_long_for_the_model_stops_the_command_before_anything_is_changed(memo, tmp_path):
+    small = {"MEMO_MEMORY_MODEL": str(tiny.save(tmp_path / "small", max_position_embeddings=256))}
+    library = ("--library", tmp_path / "lib", "--json")
+    texts = {"first": "The mill stood at the bend.", "good": "Bees dance.", "too_long": "x" * (64 * 192 + 1)}
+    first, good, too_long = (tmp_path / f"{name}.txt" for name in texts)
+    for path, text in zip((first, good, too_long), texts.values(), strict=True):
+        path.write_text(text)
+    status, out, _ = memo("memorize", first, *library, **small)
+    assert status == 0
+    status, nothing, err = memo("memorize", good, too_long, *library, **small)
+    assert (status, nothing, err.count("\n")) == (2, "", 1), err
+    assert "12,289 tokens" in err
+    assert json.loads(memo("documents", *library, **small)[1]) == json.loads(out)
+
+
+@pytest.mark.parametrize("command", [("memorize", "GOOD"), ("documents",), ("ask", "Why?")])
+def test_a_file_in_place_of_the_librarys_folder_is_one_line(memo, tmp_path, command):
+    file, good = tmp_path / "file", tmp_path / "good.txt"
+    file.write_text("mine")
+    good.write_text("Bees dance.")
+    status, out, err = memo(*(good if word == "GOOD" else word for word in command), "--library", file)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert str(file) in err and file.read_text() == "mine"
 
 
 def test_a_setting_that_cannot_be_read_is_named(memo, library):

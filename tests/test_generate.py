@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from memo.generate import LONG, PIECE, REPETITION, LocalGenerator, Prompt
+from memo.generate import LONG, PIECE, REPETITION, LocalGenerator, PlainModel, Prompt
 from memo.memory import MemoryModel, read_all
 
 CHARACTERS = "한국어 é \U0001f600\U0001f9d1\u200d\U0001f33e 가."
@@ -52,10 +52,10 @@ def result(stream):
     return stream.text, stream.tokens, stream.prompt_tokens, pytest.approx(stream.logprob, abs=1e-3), stream.error
 
 
-def by_hand(generator, one, slots_model=None):
+def by_hand(generator, one, attention="sdpa"):
     """Greedy decoding with the whole text read anew for every token, by transformers' own attention: the ids."""
     plain = copy.deepcopy(generator.model.model)
-    plain.set_attn_implementation("sdpa")
+    plain.set_attn_implementation(attention)
     read, ids, logprob = generator.encode(one), [], 0.0
     while len(ids) < one.max_tokens:
         logits = plain(torch.tensor([read + ids])).logits[0, -1]
@@ -156,6 +156,19 @@ def test_streams_in_one_batch_equal_single_ones(generator, slots, reader):
         assert len(stream.mass) == len(single.mass)
         for mine, theirs in zip(stream.mass, single.mass, strict=True):
             assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
+def test_a_model_of_any_architecture_generates_in_a_batch_what_it_does_alone(kind):
+    generator = LocalGenerator(PlainModel(tiny.foreign(kind), tiny.tokenizer()), kind)
+    prompts = [prompt("What froze?"), prompt("Who bought the mill, and when? " * 9)]
+    expected = [alone(generator, one) for one in prompts]
+    ids, _ = by_hand(generator, prompts[0], attention="eager")
+    assert expected[0].text == decoded(generator, ids).rstrip("\ufffd") and expected[0].tokens == len(ids) > 5
+    run = generator.open()
+    streams = [run.add(one) for one in prompts]
+    finish(run)
+    assert [result(stream) for stream in streams] == [result(single) for single in expected]
 
 
 def test_a_prompt_added_in_the_middle_changes_nobody(generator, slots):
@@ -279,6 +292,27 @@ def test_marks_tell_how_long_the_text_was_after_each_token():
     finish(run)
     assert [length for length, _ in stream.marks] == [1, 1, 1, 2, 3]
     assert sum(logprob for _, logprob in stream.marks) == pytest.approx(stream.logprob)
+
+
+# --- chat templates --------------------------------------------------------------------------------------------------
+
+
+def said_with(template, one):
+    """What a model with that chat template is given to read."""
+    generator = LocalGenerator(tiny.memory_model(), "tiny")
+    generator.model.tokenizer.chat_template = template
+    return generator.model.tokenizer.decode(generator.encode(one))
+
+
+def test_a_template_without_system_messages_gets_the_system_text_before_the_question():
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    said = said_with(refusing + tiny.TEMPLATE, prompt("What froze?"))
+    assert said == f"{tiny.START}user\nBe brief.\n\nWhat froze?{tiny.END}\n{tiny.START}assistant\n"
+
+
+def test_templates_are_told_not_to_let_the_model_think():
+    thinking = "{% if enable_thinking is defined and enable_thinking is false %}<no thoughts>{% endif %}"
+    assert said_with(tiny.TEMPLATE + thinking, prompt("What froze?")).endswith("assistant\n<no thoughts>")
 
 
 # --- other people's text is no command -------------------------------------------------------------------------------

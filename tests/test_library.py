@@ -1,5 +1,6 @@
 """The library on disk: what comes back, who may open it, and what a process that was killed leaves behind."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from memo.errors import DamagedMemory, LibraryBusy, MemoError, UnknownDocument, WrongModel
+from memo.errors import DamagedMemory, LibraryBusy, MemoError, SettingsError, UnknownDocument, WrongModel
 from memo.library import Library
 from memo.pipeline import MemoRAG, Models, Stop, finish
 from memo.search import Query
@@ -23,6 +24,19 @@ def put(rag, *documents, **more):
     states = list(rag.memorize(documents, **more))
     assert not [s.error for s in states if s.error], states
     return [rag.library.documents[document.id] for document in documents]
+
+
+class Noting(tiny.Embedder):
+    """Notes the texts it is given; fewer dimensions than that of the other tests."""
+
+    def __init__(self, name=tiny.Embedder.name):
+        super().__init__()
+        self.name, self.texts = name, []
+
+    def encode(self, texts):
+        self.texts += texts
+        vectors = super().encode(texts)
+        return vectors if self.name == tiny.Embedder.name else [vector[:64] for vector in vectors]
 
 
 def files(library):
@@ -113,6 +127,22 @@ def test_documents_are_forgotten_by_name_and_by_id(tmp_path, tiny_rag, tiny_mode
     assert [path.read_text() for path in tiny_rag.library.folder.rglob("*.txt")] == [c.text]
     with pytest.raises(UnknownDocument, match=r"a\.txt"):
         tiny_rag.forget("a.txt")
+
+
+@pytest.mark.parametrize("half_gone", [False, True])
+def test_forgetting_embeds_nothing_again(tmp_path, tiny_rag, half_gone):
+    documents = [tiny.document(f"{name}.txt", f"{name} {tiny.TEXT}") for name in "abcd"]
+    put(tiny_rag, *documents)
+    tiny_rag.library.close()
+    gone = tmp_path / "library" / "documents" / documents.pop().id
+    if half_gone:  # a forgetting was interrupted: the passages are still there
+        shutil.rmtree(gone)
+    embedder = Noting()
+    with Library(tmp_path / "library", lambda: embedder) as library:
+        library.remove(documents.pop(1).id)
+        assert list(library.documents)[:2] == [document.id for document in documents]
+        whole(library)
+    assert embedder.texts == []
 
 
 def test_an_ambiguous_name_is_refused_with_the_ids(tiny_rag):
@@ -228,6 +258,63 @@ def test_passages_that_the_database_lost_or_made_up_are_put_right(tmp_path, tiny
     tiny_rag.library.close()
     with Library(tmp_path / "library", tiny_models.embedder) as library:
         whole(library)
+
+
+def test_another_embedder_embeds_every_document_anew_and_once(tmp_path, tiny_rag):
+    documents = [tiny.document(), tiny.document("b.txt", tiny.KOREAN)]
+    put(tiny_rag, *documents)
+    tiny_rag.library.close()
+    other = Noting("another")
+    with Library(tmp_path / "library", lambda: other) as library:
+        whole(library)
+        assert sorted(other.texts) == sorted(p.text for d in documents for p in library.passages(d.id))
+        [[best, *_]] = library.index.rank([Query("question", ("a flood took the bridge",))])
+        assert "flood" in library.text_of(best["document"], best["start"], best["end"])
+    other.texts.clear()
+    with Library(tmp_path / "library", lambda: other) as library:
+        whole(library)
+    assert other.texts == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"\xff\xfe", b'{"version": 1}', b'{"version": 99}'])
+def test_a_damaged_library_file_is_refused_and_can_be_made_anew(tmp_path, tiny_rag, tiny_models, content):
+    put(tiny_rag, tiny.document())
+    tiny_rag.library.close()
+    path = tmp_path / "library" / "library.json"
+    path.write_bytes(content)
+    with pytest.raises(DamagedMemory, match=r"library\.json"):
+        Library(tmp_path / "library", tiny_models.embedder)
+    path.unlink()  # as the hint says
+    with Library(tmp_path / "library", tiny_models.embedder) as library:
+        assert list(library.documents) == [tiny.document().id]
+        whole(library)
+
+
+def test_a_version_of_later_is_refused_and_left_as_it_is(tmp_path, tiny_models):
+    Library(tmp_path / "library", tiny_models.embedder).close()
+    path = tmp_path / "library" / "library.json"
+    later = json.dumps(json.loads(path.read_text()) | {"version": 2})
+    path.write_text(later)
+    with pytest.raises(DamagedMemory):
+        Library(tmp_path / "library", tiny_models.embedder)
+    assert path.read_text() == later
+
+
+def test_a_file_is_no_folder_for_a_library(tmp_path, tiny_models):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SettingsError, match="file"):
+        Library(tmp_path / "file", tiny_models.embedder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_text_that_was_altered_is_refused_with_the_documents_name(tmp_path, tiny_rag, tiny_models):
+    document, model = tiny.document(), tiny_models.memory_model()
+    put(tiny_rag, document)
+    assert tiny_rag.library.load(document.id, model).slots
+    path = tmp_path / "library" / "documents" / document.id / "text.txt"
+    path.write_text(tiny.TEXT.replace("1887", "1888"))
+    with pytest.raises(DamagedMemory, match=r"mill\.txt"):
+        tiny_rag.library.load(document.id, model)
 
 
 def test_a_damaged_memory_is_refused_with_the_documents_name(tmp_path, tiny_rag, tiny_models):

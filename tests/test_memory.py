@@ -1,8 +1,10 @@
 """The memory: placement by surprise, spans, appending, cancelling, composing; and that asking leaves it as it was."""
 
 import dataclasses
+import gc
 import hashlib
 import threading
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from memo import memory_file
 from memo.attention import Row, run
-from memo.errors import MemoryTooLong, WrongModel
+from memo.errors import MemoryTooLong, UnknownDocument, WrongModel
 from memo.generate import LocalGenerator, Prompt
 from memo.memory import RATIOS, DocumentMemory, Memory, Reading, Turn, place, read_all, slot_spans, surprisal
 
@@ -263,6 +265,31 @@ def test_turns_are_taken_in_the_order_of_asking():
     assert order == [0, 1, 2, 3] and not turn._busy
 
 
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_who_is_interrupted_while_waiting_does_not_keep_the_turn(monkeypatch, handed_over):
+    turn, wait = Turn(), threading.Event.wait
+    follower = threading.Thread(target=lambda: (turn.__enter__(), turn.__exit__()), daemon=True)
+
+    def interrupted(event, timeout=None):
+        monkeypatch.setattr(threading.Event, "wait", wait)
+        follower.start()
+        while len(turn._waiting) < 2:
+            wait(threading.Event(), 0.001)
+        if handed_over:
+            turn.__exit__()
+        raise KeyboardInterrupt
+
+    turn.__enter__()
+    monkeypatch.setattr(threading.Event, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        turn.__enter__()
+    if not handed_over:
+        assert follower.is_alive() and turn._busy
+        turn.__exit__()
+    follower.join(30)
+    assert not follower.is_alive() and not turn._busy and not turn._waiting
+
+
 # --- a set of documents ----------------------------------------------------------------------------------------------
 
 
@@ -322,6 +349,38 @@ def test_adding_a_document_again_replaces_it(reader, three):
     assert memory.compose().documents == ("a", "b", "c") and len(memory.compose().slots) == sum(
         memory[d].slots for d in "abc"
     )
+
+
+def test_a_memory_of_the_same_size_that_replaces_another_is_noticed(reader):
+    first, second = (memorize(reader, tiny.TEXT[start : start + 100], "a") for start in (0, 100))
+    assert first.slots == second.slots
+    memory = memory_with(reader, first)
+    before = memory.compose()
+    memory.add(second)
+    found, expected = memory.compose(), memory_with(reader, second).compose()
+    assert found is not before and torch.equal(found.spans, expected.spans)
+    assert all(torch.equal(x, y) for x, y in zip(found.slots.keys, expected.slots.keys, strict=True))
+
+
+def test_of_a_document_that_was_removed_nothing_is_held(reader, three):
+    kept = memory_with(reader, three[0])
+    kept.add(memorize(reader, tiny.KOREAN, "gone"))
+    kept.compose()
+    gone = weakref.ref(kept["gone"])
+    kept.remove("gone")
+    gc.collect()
+    assert gone() is None and not kept._parts
+
+
+def test_without_documents_there_is_nothing_to_compose(reader, three):
+    memory = Memory(reader)
+    with pytest.raises(UnknownDocument):
+        memory.compose()
+    memory.add(three[0])
+    memory.compose()
+    memory.remove("a")
+    with pytest.raises(UnknownDocument):
+        memory.compose(["a"])
 
 
 def test_the_most_relevant_documents_that_fit_are_composed_and_the_others_named():

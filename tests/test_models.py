@@ -1,5 +1,6 @@
 """Where weights come from: checked, converted once, refused when wrong; precision, fingerprints, tokens."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,8 +15,12 @@ import torch
 
 from memo import models as sources
 from memo.errors import ModelError
+from memo.generate import LocalGenerator, PlainModel, Prompt
+from memo.library import Library
 from memo.models import (
+    FAMILIES,
     Embedder,
+    Models,
     choose_device,
     choose_dtype,
     describe,
@@ -27,6 +32,7 @@ from memo.models import (
     untrusted,
     write_atomic,
 )
+from memo.pipeline import MemoRAG, finish
 from memo.settings import Settings, default_cache
 
 # --- precision and device --------------------------------------------------------------------------------------------
@@ -144,6 +150,57 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path, tiny_folder):
     (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="no chat template"):
         load_language_model(str(tmp_path / "base"), Settings(device="cpu"))
+
+
+@pytest.fixture(params=["gpt2", "gemma2"])
+def foreign_folder(request, tmp_path):
+    """A model of an architecture that cannot hold memories."""
+    tiny.foreign(request.param).save_pretrained(tmp_path / request.param)
+    tiny.tokenizer().save_pretrained(tmp_path / request.param)
+    return tmp_path / request.param
+
+
+def test_a_memory_model_of_another_architecture_is_refused_with_the_known_ones(foreign_folder):
+    with pytest.raises(ModelError, match=foreign_folder.name) as failure:
+        Models(Settings(memory_model=str(foreign_folder), device="cpu")).memory_model()
+    assert all(family in failure.value.hint for family in FAMILIES)
+
+
+def test_a_model_of_another_architecture_answers_as_generator(tmp_path, foreign_folder, tiny_settings):
+    settings = dataclasses.replace(tiny_settings, generator=str(foreign_folder))
+    models = Models(settings)
+    models.__dict__["_embedder"] = tiny.Embedder()
+    with Library(tmp_path / "library", models.embedder) as library:
+        rag = MemoRAG(library, models, settings)
+        assert not [s.error for s in rag.memorize([tiny.document()]) if s.error]
+        answers = finish(rag.compare("What froze?", ("rag", "memorag")))
+        plain = PlainModel(tiny.foreign(foreign_folder.name), tiny.tokenizer())
+        models.__dict__["_generator"] = LocalGenerator(plain, "the same, run by transformers")
+        assert finish(rag.ask("What froze?", "rag"))["rag"].text == answers["rag"].text
+    for answer in answers.values():
+        assert answer.passages and answer.answer_tokens and answer.text
+        assert (answer.models["memory"], answer.models["generator"]) == ("tiny-llama", foreign_folder.name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_a_gpu_that_is_not_there_is_refused(tiny_folder, dtype):
+    models = Models(Settings(memory_model=str(tiny_folder), device="cuda", dtype=dtype))
+    for load in (models.memory_model, models.embedder):
+        with pytest.raises(ModelError, match="cuda") as failure:
+            load()
+        assert "MEMO_DEVICE" in failure.value.hint
+
+
+def test_a_model_that_only_generates_copies_no_weights(tiny_settings, tiny_folder, tmp_path):
+    tiny.save(tmp_path / "other", seed=3)
+    models = Models(dataclasses.replace(tiny_settings, generator=str(tmp_path / "other")))
+    run = models.generator().open()
+    stream = run.add(Prompt((("user", "What froze?"),), 3))
+    while run.step():
+        pass
+    assert stream.tokens and "weights" not in models.generator().model.__dict__
+    assert "weights" not in models.memory_model().__dict__
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "nobody/no-such-embedder"])

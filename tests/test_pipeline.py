@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from memo.answers import STRATEGIES
-from memo.errors import BackendError, MemoError, NothingToAsk, SettingsError
+from memo.errors import BackendError, Cancelled, MemoError, NothingToAsk, SettingsError
 from memo.events import (
     AnswerDone,
     AnswerFailed,
@@ -82,6 +82,20 @@ def test_files_are_read_first_and_one_that_cannot_be_read_does_not_harm_the_othe
         ("none.txt", "failed"),
     ]  # fmt: skip
     assert all(isinstance(e.error, MemoError) for e in events if e.state == "failed")
+
+
+def test_after_a_stop_nothing_is_read_or_embedded(tiny_rag, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(tiny.TEXT)
+    stop, done = Stop(), []
+    stop.all()
+    monkeypatch.setattr(tiny_rag, "read", done.append)
+    monkeypatch.setattr(tiny_rag.models.embedder(), "encode", done.append)
+    monkeypatch.setattr(tiny_rag.models.memory_model(), "encode", lambda text: done.append(text))
+    events = list(tiny_rag.memorize([tmp_path / "a.txt", tiny.document("b.txt")], stop=stop))
+    assert [(e.name, e.state, type(e.error)) for e in events] == [
+        ("a.txt", "failed", Cancelled), ("b.txt", "failed", Cancelled),
+    ]  # fmt: skip
+    assert not done and not tiny_rag.library.documents and not list(tiny_rag.library.folder.iterdir())
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -264,6 +278,16 @@ def test_stopping_all_ends_every_answer_soon(rag, moment):
             answers[event.strategy] = event.answer
     assert set(answers) == {"memorag", "rag", "memory_only"} and all(a.stopped for a in answers.values())
     assert after <= 8 and all(a.answer_tokens < 12 for a in answers.values())
+
+
+def test_stopping_while_recalling_leaves_no_half_measured_usual(rag):
+    model, stop = rag.models.memory_model(), Stop()
+    for event in rag.ask(QUESTION, stop=stop):
+        if isinstance(event, CluesRecalled) and not event.final:
+            stop.all()
+    assert stop.wanted() and rag.library.memory(model).compose().usual is None
+    finish(rag.ask(QUESTION))
+    assert rag.library.memory(model).compose().usual is not None
 
 
 def test_leaving_in_the_middle_leaves_everything_usable(rag):

@@ -228,6 +228,28 @@ def test_what_an_earlier_run_of_the_app_left_is_deleted(tiny_settings, sessions_
     assert folders(sessions) == set() == collections(sessions)
 
 
+def test_only_its_own_leftovers_are_deleted(tiny_settings, sessions_for):
+    for name in ("a" * 32, "chroma", "photos", "a" * 31, "A" * 32):
+        (tiny_settings.data / name).mkdir(parents=True)
+        (tiny_settings.data / name / "file.txt").write_text("private")
+    (tiny_settings.data / "notes.txt").write_text("somebody's")
+    sessions = sessions_for(tiny_settings)
+    assert folders(sessions) == {"photos", "a" * 31, "A" * 32, "notes.txt"}
+    assert not (tiny_settings.data / "chroma" / "file.txt").exists()
+    assert (tiny_settings.data / "photos" / "file.txt").read_text() == "private"
+
+
+def test_two_apps_do_not_share_a_folder(tiny_settings, sessions_for, tiny_models):
+    sessions = sessions_for(tiny_settings)
+    session = sessions.open()
+    put(session, tiny.document())
+    with pytest.raises(LibraryBusy):
+        Sessions(tiny_settings, tiny_models)
+    assert folders(sessions) == {session.token} and session.rag.library.index.count()  # nothing was deleted
+    sessions.close_all()
+    sessions_for(tiny_settings)  # when the first has ended, the folder is free
+
+
 def test_a_visitors_library_cannot_be_opened_a_second_time(sessions, tiny_models):
     session = sessions.open()
     with pytest.raises(LibraryBusy):

@@ -10,6 +10,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
@@ -108,6 +110,19 @@ def save(folder: Path, seed: int = 0, **config: object) -> Path:
     model("llama", seed, **config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def foreign(kind: str = "gpt2", seed: int = 0):
+    """A frozen random model of an architecture that `memo.attention` does not run."""
+    torch.manual_seed(seed)
+    if kind == "gpt2":
+        config = GPT2Config(
+            vocab_size=258, n_embd=64, n_layer=2, n_head=4, n_positions=2048, initializer_range=0.3, bos_token_id=256,
+            eos_token_id=257, pad_token_id=257,
+        )  # fmt: skip
+    else:
+        config = Gemma2Config(**BASE | {"head_dim": 16, "sliding_window": 40, "num_hidden_layers": 2})
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
 def document(name: str = "mill.txt", text: str = TEXT, id: str = "") -> Document:
