@@ -1,7 +1,8 @@
 """Citations: sentence of an answer -> the span of a passage that supports it, without asking a language model.
 
 In: an answer and its passages. Out: `Citation`s with exact character spans on both sides. A sentence of the answer and
-a sentence of a passage are compared by the words they share, rare words counting more:
+a sentence of a passage are compared by the words they share, rare words counting more; a number that is not there is
+not supported. So a citation says where the words stand, not that the sentence is true:
 
     support(a, p) = sum of idf(w) over words in both / sum of idf(w) over words of a
 
@@ -56,8 +57,10 @@ def cite(answer: str, passages: Sequence[Found]) -> tuple[Citation, ...]:
         weight = sum(idf(word) for word in bag)
         if not weight or not candidates:
             continue
+        numbers = {word for word in bag if word[0].isdigit()}
         support, _, best = max(
-            ((sum(idf(w) for w in bag & other) / weight, -len(other), i) for i, (*_, other) in enumerate(candidates)),
+            (sum(idf(w) for w in bag & other) / weight if numbers <= other else 0.0, -len(other), i)
+            for i, (*_, other) in enumerate(candidates)
         )
         if support >= ENOUGH:
             number, first, last, _ = candidates[best]

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="start the app", description="Start the app in a browser.")
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    serve.add_argument("--port", type=int, help="port to listen on (default 7860)")
+    serve.add_argument("--port", help="port to listen on (default 7860)")
     memorize = command("memorize", "read documents into a library")
     memorize.add_argument("files", nargs="+", metavar="FILE", help="txt, md, html, pdf, docx, pptx or epub")
     memorize.add_argument("--ratio", type=int, choices=(1, 2, 4, 8, 16, 32, 64), metavar="N",
@@ -289,8 +289,8 @@ def run_models(arguments: argparse.Namespace) -> int:
 def run_serve(arguments: argparse.Namespace) -> int:
     from memo.ui import launch
 
-    chosen = {"host": arguments.host, "port": arguments.port}
-    launch(from_environment(**{name: value for name, value in chosen.items() if value is not None}))
+    chosen = {"MEMO_HOST": arguments.host, "MEMO_PORT": arguments.port}
+    launch(from_environment(os.environ | {name: value for name, value in chosen.items() if value is not None}))
     return 0
 
 

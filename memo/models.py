@@ -181,6 +181,8 @@ def load_language_model(
     attention.register()
     device = choose_device(settings.device)
     source = str(embedded_language_model(settings.cache)) if name == "embedded" else name
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ModelError(f"There is no folder {name!r} with a model.", "Check the path.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         ours = AutoConfig.from_pretrained(source).model_type in FAMILIES

@@ -224,7 +224,7 @@ class MemoRAG:
                 stream.stop()
         rewritten = " ".join(stream.text.strip().split("\n")[0].split()).removeprefix("Question:").strip()
         if stream.error or len(rewritten) < 8 or ("?" not in rewritten and "?" in question):
-            rewritten = f"{question} ({history[-1][0]})"  # the model gave no question: both, then
+            rewritten = f"(After: {history[-1][0].rstrip('?？ ')}.) {question}"  # no question came: both, then
         yield Rewritten(rewritten)
         return rewritten
 

@@ -81,6 +81,8 @@ def _parse(name: str, kind: str, text: str) -> object:
             raise SettingsError(f"{name} is {text!r}.", "It must be a whole number.") from None
         if number < 1 and name != "MEMO_PORT":
             raise SettingsError(f"{name} is {number}; it must be at least 1.")
+        if name == "MEMO_PORT" and not 0 <= number <= 65535:
+            raise SettingsError(f"The port is {number}; it must be between 0 and 65535.")
         return number
     return Path(text).expanduser() if kind == "Path" else text
 

@@ -246,6 +246,20 @@ def test_korean_from_the_browsers_language(open_page):
     expect(page.get_by_text("먼저 질문을 입력하세요.")).to_be_visible()
 
 
+def test_a_refused_question_leaves_the_rest_of_the_page_as_it_is(open_page):
+    page = open_page()
+    labels = page.locator("button, h2, label").all_text_contents()
+    page.locator("#ask").click()
+    expect(page.locator("#status")).to_contain_text("question")
+    page.locator("#question textarea").fill("Who?")
+    page.locator("#ask").click()
+    expect(page.locator("#status")).to_contain_text("document")
+    page.locator("#question textarea").fill("")
+    page.locator("#ask").click()
+    expect(page.locator("#status")).to_contain_text("question")
+    assert page.locator("button, h2, label").all_text_contents() == labels
+
+
 def test_by_keyboard_alone(open_page):
     page = open_page()
 

@@ -242,7 +242,7 @@ def test_a_follow_up_question_is_rewritten_before_anything_else(rag):
 def test_a_follow_up_that_the_model_cannot_rewrite_is_asked_with_the_question_before(rag):
     rag = saying(rag, lambda prompt: "Hm" if "Rewrite" in prompt.messages[1][1] else "In 1887.")
     events = list(rag.ask("And when?", "rag", history=[("Why?", "So."), ("Who bought the mill?", "Anna.")]))
-    assert events[0] == Rewritten("And when? (Who bought the mill?)")
+    assert events[0] == Rewritten("(After: Who bought the mill.) And when?")
 
 
 def test_without_history_the_question_stays_as_it_is(rag):

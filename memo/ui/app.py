@@ -85,8 +85,9 @@ class Visitors:
 
     async def watch_models(self, token: str, request: gr.Request) -> AsyncIterator[dict]:
         """Says that the models are being made ready, until they are."""
-        if not token:
-            return  # too many visitors, which is said already
+        if not token:  # too many visitors, which is said already; yielding nothing would empty what says it
+            yield {self.ask.page.status: gr.skip()}
+            return
         visit, warmup = self.ask.visit(token, request), self.ask.warmup
         while not (warmup.done or warmup.error or visit.session.closed):
             await asyncio.sleep(EVERY)

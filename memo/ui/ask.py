@@ -191,7 +191,8 @@ class AskPage(Painter):
             return self._refusal(visit, problem)
         chosen = [name for name in STRATEGIES if name in strategies]
         visit.ask(clean_question(question), chosen, bool(follow))
-        return self.draw(visit, Drawn())
+        # the next question is taken for a new one, unless its asker says otherwise again
+        return self.draw(visit, Drawn()) | {self.page.follow: gr.Checkbox(value=False, visible=bool(visit.turns))}
 
     def _refusal(self, visit: Visit, key: str) -> Updates:
         return {self.page.status: cards.notice("error", say(visit.language, key))}
@@ -233,6 +234,7 @@ class AskPage(Painter):
         visit, drawn = self.visit(token, request), Drawn()
         board = visit.board
         if board is None or board.started:
+            yield {self.page.status: gr.skip()}  # a generator that yields nothing would empty every component
             return
         visit.run()
         while board is visit.board:
