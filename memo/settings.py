@@ -41,7 +41,7 @@ class Settings:
     # search and answers
     passage_tokens: int = 160  # longest passage
     context_tokens: int = 800  # passages put before the generator, the same for every strategy
-    clue_tokens: int = 56  # longest list of clues of one kind
+    clue_tokens: int = 40  # longest list of clues of one kind
     answer_tokens: int = 112  # longest answer
     chroma: str = ""  # address of a Chroma server, "http://host:port"; empty: in this process
 
