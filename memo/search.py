@@ -70,6 +70,11 @@ def _answering() -> Iterator[None]:
         raise BackendError("The passage database (Chroma) does not answer as it should.", "Try again.") from error
 
 
+def place_of(passage: Passage) -> dict[str, Any]:
+    """Where a passage lies, as Chroma keeps it and rankings carry it. page: 0 where there are none."""
+    return {"document": passage.document, "start": passage.start, "end": passage.end, "page": passage.page or 0}
+
+
 class PassageIndex:
     """One Chroma collection: the vectors of a library's passages, and which characters of which document they are.
 
@@ -93,11 +98,9 @@ class PassageIndex:
         vectors = self.embedder.encode([p.text for p in passages])
         with _answering():
             self.collection.upsert(
-                ids=[f"{p.document}:{p.start}" for p in passages],
+                ids=[p.id for p in passages],
                 embeddings=vectors,
-                metadatas=[
-                    {"document": p.document, "start": p.start, "end": p.end, "page": p.page or 0} for p in passages
-                ],
+                metadatas=[place_of(p) for p in passages],
             )
 
     def remove(self, document: str) -> None:
@@ -153,9 +156,7 @@ def point(sources: Sequence[Source], passages: Sequence[Passage]) -> list[dict[s
         if weight > 0:
             scored.append((weight, passage))
     scored.sort(key=lambda pair: -pair[0])
-    return [
-        {"document": p.document, "start": p.start, "end": p.end, "page": p.page or 0} for _, p in scored[:DEPTH]
-    ]
+    return [place_of(passage) for _, passage in scored[:DEPTH]]
 
 
 def fuse(
