@@ -14,13 +14,14 @@ export GRADIO_ANALYTICS_ENABLED := False
 # threads that wait sleep instead of spinning: on a shared machine two spinning teams stop each other
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 help:  ## this text
 	@echo "make demo    set up, then start the app on http://$(HOST):$(PORT) (HOST=…, PORT=… change it)"
 	@echo "make test    set up, install what the tests need, run ruff and every test"
 	@echo "make setup   set up only: .venv, requirements.txt, the embedded models"
 	@echo "make lint    ruff alone"
+	@echo "make bench   every measurement, over the question sets in DATA=folder; hours on a CPU"
 	@echo "make clean   delete .venv (the models in the cache folder stay)"
 
 # rebuilt only when the requirements change: the second `make demo` needs no network
@@ -55,6 +56,34 @@ lint: $(BIN)/.tested
 
 test: setup $(BIN)/.tested chromium lint  ## ruff and every test
 	$(BIN)/python -m pytest
+
+# one measurement a line: its name, folder, split, context, further arguments
+define SETS
+squad squad dev_v1.1 group
+squad2 squad dev_v2.0 group
+hotpotqa hotpotqa dev_sentence question
+musique musique dev question
+2wiki 2wiki dev question
+qmsum qmsum val group
+fairytaleqa fairytaleqa val group
+policyqa policyqa dev group
+covidqa covidqa all group
+tatqa tatqa dev group --where=answer_from=text
+korquad1 korquad1 dev group
+endef
+export SETS
+LIMIT ?= 200
+ANSWER_EVERY ?= 1
+RESULTS ?= assets/results
+
+bench: $(BIN)/.tested  ## every measurement: make bench DATA=folder of question sets (LIMIT=200 ANSWER_EVERY=1)
+	@test -d "$(DATA)" || { echo "make bench DATA=DIR: a folder with the sets (see README, Measuring)."; exit 2; }
+	@echo "$$SETS" | while read -r name set split context more; do \
+		$(BIN)/memo evaluate qa --data $(DATA)/$$set --split $$split --context $$context $$more \
+			--limit $(LIMIT) --answer-every $(ANSWER_EVERY) --out $(RESULTS)/qa/$$name.json < /dev/null || exit 1; done
+	$(BIN)/memo evaluate memory --data $(DATA)/books --split valid --limit 8 --out $(RESULTS)/memory.json
+	$(BIN)/memo evaluate speed --out $(RESULTS)/speed.json
+	$(BIN)/memo evaluate report --results $(RESULTS)
 
 clean:
 	rm -rf $(VENV)

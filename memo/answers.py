@@ -4,7 +4,7 @@ In: an `Ask`. Out: a Python generator that yields events, lists of prompts, and 
 of prompts it is sent back the finished streams. So a strategy never waits by itself, and the pipeline can advance
 several of them in one batch.
 
-    memorag       clues from memory; question, clues and where the clues looked are searched; answer from the passages
+    memorag       clues from memory; question, clues and where in memory the question looked find the passages
     rag           the question is searched; answer from the passages
     hyde          a made-up answer is searched (mean with the question; arXiv 2212.10496)
     rq_rag        simpler questions are made and searched (arXiv 2404.00610)
@@ -19,16 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memo import clues as recall
 from memo.errors import NothingToAsk
 from memo.events import Clue, CluesRecalled, Event, Found, PassagesFound
 from memo.generate import Generator as TextGenerator
 from memo.generate import Prompt, Stream
-from memo.search import Query, fuse, point
+from memo.search import Query, Ranked, fuse, point, within
 
 if TYPE_CHECKING:
+    import torch
+
     from memo.library import Library
     from memo.memory import Composed, MemoryModel
     from memo.settings import Settings
@@ -46,8 +48,9 @@ STAND_ALONE = (
 )
 
 QUESTION_TOKENS = 400  # the longest question
-CLUE_WEIGHT = 0.5  # of all clues together; the question's own ranking has 1
-POINTER_WEIGHT = 0.25  # of where the clues looked
+# Chosen on train splits (hotpotqa, 2wiki, musique, squad, fairytaleqa) for recall@3, with an untrained memory
+CLUE_WEIGHT = 0.1  # of all clues together; the question's own ranking has 1
+POINTER_WEIGHT = 0.1  # of where in memory the question looked
 
 Steps = Generator[Event | list[Prompt] | Prompt, list[Stream], None]
 
@@ -64,9 +67,11 @@ class Ask:
     memory_model: Callable[[], MemoryModel]
     edited: tuple[Clue, ...] | None = None  # clues the person has chosen, in place of recalling
     clues: tuple[Clue, ...] = ()
-    passages: tuple[Found, ...] = ()
+    ranked: list[Ranked] = field(default_factory=list)  # every passage that was found, best first
+    passages: tuple[Found, ...] = ()  # those that fit the budget, in document order
     notes: list[str] = field(default_factory=list)
     memory: Composed | None = None
+    looked: torch.Tensor | None = None  # (layers, M) where in memory the question looked
 
     def compose(self) -> Composed:
         """The memory for this question: all documents, or the most relevant that fit (noted)."""
@@ -79,20 +84,24 @@ class Ask:
                 self.notes.append(f"Not all memories fit the model together; left out as least relevant: {names}.")
         return self.memory
 
-    def search(self, queries: Sequence[Query], pointers: Sequence[Clue] = ()) -> PassagesFound:
-        """Looks the queries up, fuses the rankings (and where `pointers` looked), keeps what fits the budget."""
+    def search(self, queries: Sequence[Query], pointers: bool = False) -> PassagesFound:
+        """Looks the queries up, fuses the rankings (`pointers`: and where the question looked), keeps what fits."""
         library = self.library
-        rankings = [
-            (q.label, q.weight, hits) for q, hits in zip(queries, library.rank(queries), strict=True)
-        ]  # fmt: skip
-        sources = [source for clue in pointers for source in clue.sources]
-        if sources:
-            documents = {source.document for source in sources}
-            passages = [p for d in documents if d in library.documents for p in library.passages(d)]
-            rankings.append(("memory", POINTER_WEIGHT, point(sources, passages)))
+        hits = library.rank(queries)
+        rankings = [(query.label, query.weight, found) for query, found in zip(queries, hits, strict=True)]
+        if pointers and self.memory is not None:
+            there = [document for document in self.memory.documents if document in library.documents]
+            passages = [passage for document in there for passage in library.passages(document)]
+            strengths = recall.pointers(self.looked, self.memory, passages)
+            rankings.append(("memory", POINTER_WEIGHT, point(strengths, passages)))
+        return self.keep(rankings)
+
+    def keep(self, rankings: Sequence[tuple[str, float, list[dict[str, Any]]]]) -> PassagesFound:
+        """Fuses rankings (label, weight, passages best first), keeps what fits the budget."""
+        self.ranked, library = fuse(rankings), self.library
         room = self.generator.max_positions - self.settings.answer_tokens - QUESTION_TOKENS - 100
         budget = min(self.settings.context_tokens, room)
-        self.passages = fuse(rankings, library.text_of, self.generator.count, budget, list(library.documents))
+        self.passages = within(self.ranked, library.text_of, self.generator.count, budget, list(library.documents))
         return PassagesFound(self.strategy, self.passages)
 
     def prompt(self, system: str, user: str, max_tokens: int, prefix: str = "", stop_at: int = 0) -> Prompt:
@@ -121,18 +130,20 @@ def clue_queries(question: str, clues: Sequence[Clue]) -> list[Query]:
 
 def memorag(ask: Ask) -> Steps:
     """Clues from memory, then search by question and clues, then an answer from the passages."""
+    memory = ask.compose()
     if ask.edited is None:
-        memory = ask.compose()
         prompts = recall.prompts(ask.question, memory, ask.settings.clue_tokens)
-        first = [] if memory.usual is not None else [recall.neutral(memory)]  # once for each set of documents
-        streams = yield [*prompts.values(), *first]
-        if first and not streams[-1].stopped:
-            memory.usual = recall.background([streams[-1]])
-        ask.clues = recall.collect(dict(zip(prompts, streams, strict=False)), ask.question, memory)
     else:
-        ask.clues = ask.edited
+        prompts = {"draft": recall.look(ask.question, memory)}
+    first = [] if memory.usual is not None else [recall.neutral(memory)]  # once for each set of documents
+    streams = yield [*prompts.values(), *first]
+    if first and not streams[-1].stopped:
+        recall.learn_usual(memory, streams[-1])
+    recalled = dict(zip(prompts, streams, strict=False))
+    ask.looked = recalled["draft"].looked
+    ask.clues = recall.collect(recalled, ask.question, memory) if ask.edited is None else ask.edited
     yield CluesRecalled(ask.clues, final=True)
-    yield ask.search(clue_queries(ask.question, ask.clues), ask.clues)
+    yield ask.search(clue_queries(ask.question, ask.clues), pointers=True)
     yield ask.answer_prompt()
 
 

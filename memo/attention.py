@@ -58,8 +58,10 @@ class Row:
         self.length = 0
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
-        # (layers, M) attention on the slots, added up over the generated tokens; None: not wanted
+        # (layers, M) attention on the slots, the mean over heads, added up over single tokens, and over the tokens that
+        # are read while `looking`; None: not wanted
         self.mass: Tensor | None = None
+        self.looking = False
         if watch and self.slots is not None:
             self.mass = torch.zeros(len(slots.keys), len(slots), device=slots.keys[0].device)
 
@@ -141,6 +143,10 @@ def _read(row: Row, layer: int, query: Tensor, key: Tensor, value: Tensor, scali
     group = query.shape[1] // keys.shape[1]
     if group > 1:  # the fast kernels want as many key heads as query heads
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    if row.looking and row.mass is not None and visible is not None:
+        scores = (query.float() * scaling) @ keys.float().transpose(2, 3)  # (1, H, T, M+N+T)
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+        row.mass[layer] += weights[0, :, :, : row.mass.shape[1]].mean(dim=0).sum(dim=0)
     return scaled_dot_product_attention(
         query, keys, values, attn_mask=visible, is_causal=visible is None and query.shape[2] > 1, scale=scaling
     )

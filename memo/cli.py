@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from memo import __version__
 from memo.answers import DEFAULT_COMPARISON, STRATEGIES
 from memo.errors import MemoError, NothingToAsk, SettingsError
+from memo.evaluate import cli as evaluation
 from memo.settings import from_environment
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--strategies", default=",".join(DEFAULT_COMPARISON), metavar="A,B,…",
                          help=f"of {', '.join(STRATEGIES)} (default {','.join(DEFAULT_COMPARISON)})")  # fmt: skip
     command("models", "tell which models are used", library=False)
+    told = "measure answers, memory and speed"
+    evaluation.add_parsers(commands.add_parser("evaluate", help=told, description=told.capitalize() + "."))
     return top
 
 
@@ -296,7 +299,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "serve": run_serve, "memorize": run_memorize, "documents": run_documents, "forget": run_forget,
-    "ask": run_ask, "compare": run_compare, "models": run_models,
+    "ask": run_ask, "compare": run_compare, "models": run_models, "evaluate": evaluation.run,
 }  # fmt: skip
 
 
@@ -317,6 +320,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[chosen.command](chosen)
     except MemoError as error:
         print(f"memo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (FileNotFoundError, PermissionError, IsADirectoryError, UnicodeDecodeError) as error:
+        print(f"memo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("memo: stopped", file=sys.stderr)

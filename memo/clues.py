@@ -4,8 +4,8 @@ In: a question and a composed memory. Out: clues of four kinds, each with a scor
 its tokens looked at. All kinds are generated in one batch over one memory, which is left as it was.
 
 Source: MemoRAG (arXiv 2409.05591v3), section 2.2, y = Theta_mem(q | theta_mem). Ours: language-neutral parsing, scores,
-and the attention of a clue's tokens on the memory slots, which says where a clue comes from (a pointer that needs no
-search).
+and attention on the memory slots: that of a clue's tokens says where the clue comes from (`sources`), that of the
+question's tokens which passages it is about (`pointers`, a search without an index).
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from memo.events import Clue, Source
 from memo.generate import Prompt, Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
+    from torch import Tensor
 
     from memo.memory import Composed
+    from memo.passages import Passage
 
 SYSTEM = "You answer questions about the document above."
 READER = "You have read a text and remember it."
@@ -35,7 +39,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "draft": (SYSTEM, "Answer from the document above, in one sentence.\n\nQuestion: {}", ""),
     "key": (READER, "List the key points, names and places that matter for: {}", "- "),
 }
-NEUTRAL = KINDS["draft"][1].format("What is this document about?")
+NEUTRAL = "N/A"  # a question about nothing
 LINES = 3  # clues of one kind at most
 NEAR = 6  # slots whose attention is looked at together: about a sentence or two
 SOURCES = 5  # places a clue points to at most
@@ -49,15 +53,30 @@ def prompts(question: str, memory: Composed, max_tokens: int) -> dict[str, Promp
     return {
         kind: Prompt(
             (("system", system), ("user", ask.format(question))),
-            max_tokens, prefix, memory.slots, watch=True, stop_at=2 * LINES,
+            max_tokens, prefix, memory.slots, watch=True, stop_at=2 * LINES, look=question if kind == "draft" else "",
         )
         for kind, (system, ask, prefix) in KINDS.items()
     }  # fmt: skip
 
 
+def look(question: str, memory: Composed, max_tokens: int = 1) -> Prompt:
+    """The prompt of the draft, to see where the question looks; what is said to it does not matter."""
+    user = KINDS["draft"][1].format(question)
+    return Prompt((("system", SYSTEM), ("user", user)), max_tokens, slots=memory.slots, watch=True, look=question)
+
+
 def neutral(memory: Composed) -> Prompt:
-    """A prompt about nothing in particular: what its tokens look at, every clue's tokens look at."""
-    return Prompt((("system", SYSTEM), ("user", NEUTRAL)), 32, slots=memory.slots, watch=True)
+    """A prompt about nothing in particular: what its tokens look at, those of every question look at."""
+    return look(NEUTRAL, memory, 32)
+
+
+def learn_usual(memory: Composed, stream: Stream) -> None:
+    """Keeps where the tokens of `neutral` looked; nowhere, where nothing was answered."""
+    import torch
+
+    usual = background([stream])
+    memory.usual = torch.zeros(len(memory.slots.keys), len(memory.owners)) if usual is None else usual
+    memory.usual_look = stream.looked
 
 
 def key_of(text: str) -> str:
@@ -126,8 +145,7 @@ def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Te
         return ()
     more = (torch.stack(looks).float().mean(dim=0) - usual).clamp(min=0)  # (layers, M)
     strength = (more / (usual + 1e-6).sqrt()).mean(dim=0)  # (M,)
-    starts = torch.cat([torch.tensor([True]), memory.owners[1:] != memory.owners[:-1]])
-    strength[starts] = 0  # a document's first slot is its attention sink: it draws attention without meaning anything
+    strength[memory.first_slots()] = 0  # attention sinks: they draw attention without meaning anything
     kernel = min(NEAR, len(strength))
     near = strength.unfold(0, kernel, 1).sum(dim=1)  # (M - kernel + 1,) strength of `kernel` slots together
     found: list[Source] = []
@@ -146,6 +164,39 @@ def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Te
         )  # fmt: skip
         near[max(0, first - kernel + 1) : first + kernel] = 0
     return tuple(found)
+
+
+def pointers(looked: torch.Tensor | None, memory: Composed, passages: Sequence[Passage]) -> list[float]:
+    """How much more than usual a question looked at each passage; 1 for the one it looked at most.
+
+    strength(passage) = mean over layers of max(0, a - u) / sqrt(u), with a the attention of the question's tokens
+    (`looked`, (layers, M)) on the passage's slots together, and u that of a neutral question's. A slot that a passage
+    holds in part counts in part.
+    """
+    import torch
+
+    if looked is None or memory.usual_look is None or not passages:
+        return [0.0] * len(passages)
+    weights = torch.stack([looked.float(), memory.usual_look.float()])  # (2, layers, M)
+    weights[:, :, memory.first_slots()] = 0  # attention sinks: they draw attention without meaning anything
+    both = weights.new_zeros(*weights.shape[:2], len(passages))  # (2, layers, P)
+    for number, document in enumerate(memory.documents):
+        own = memory.owners == number
+        mine = [i for i, passage in enumerate(passages) if passage.document == document]
+        # slots tile a text: what lies before a character is a sum of whole slots and a part of one
+        ends = torch.cat([memory.spans[own][:1, 0], memory.spans[own][:, 1]]).double()  # (m + 1,)
+        before = torch.nn.functional.pad(weights[:, :, own].cumsum(dim=2), (1, 0))  # (2, layers, m + 1)
+
+        def until(places: list[int], ends: Tensor = ends, before: Tensor = before) -> Tensor:
+            at = torch.tensor(places).double().clamp(ends[0], ends[-1])
+            slot = torch.searchsorted(ends, at, right=True).clamp(1, len(ends) - 1) - 1
+            share = ((at - ends[slot]) / (ends[slot + 1] - ends[slot]).clamp(min=1)).float()
+            return before[:, :, slot] + share * (before[:, :, slot + 1] - before[:, :, slot])
+
+        both[:, :, mine] = until([passages[i].end for i in mine]) - until([passages[i].start for i in mine])
+    a, u = both.clamp(min=0)
+    strength = ((a - u).clamp(min=0) / (u + 1e-6).sqrt()).mean(dim=0)
+    return (strength / strength.max().clamp(min=1e-9)).tolist()
 
 
 def collect(streams: dict[str, Stream], question: str, memory: Composed, whole: bool = True) -> tuple[Clue, ...]:

@@ -40,8 +40,8 @@ class Clue:
 
 @dataclass(frozen=True)
 class Found:
-    """A passage that was found. score: 1 means first in every ranking. found_by: "question", "memory" (where the
-    clues looked), or the texts of the clues and rewritten questions that found it."""
+    """A passage that was found. score: similarity to what was looked up, weighted. found_by: "question", "memory"
+    (where the question looked), or the texts of the clues and rewritten questions that found it."""
 
     document: str
     start: int

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PIECE = 256  # tokens of a prompt read in one step
 LONG = 1536  # a prompt with more than this left to read waits until nobody else is writing
+BEGUN = 8  # one of more than a piece waits until everybody who writes has so many tokens: words come before passages
 REPETITION = 1.15  # logits of tokens already generated are divided by this (multiplied if negative)
 
 
@@ -38,6 +39,7 @@ class Prompt:
     prefix: how the answer begins, put in its mouth; part of the text that is returned (local models only).
     slots: a memory the model looks at before the prompt (local models only).
     watch: note where in the memory the generated tokens looked.
+    look: a part of the last message, the question say: note too where its tokens, and those up to the answer, looked.
     stop_at: end once the text has this many lines (local models only).
     """
 
@@ -47,6 +49,7 @@ class Prompt:
     slots: Slots | None = None
     watch: bool = False
     stop_at: int = 0
+    look: str = ""
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Stream:
     logprob: float = 0.0  # sum over the generated tokens
     marks: list[tuple[int, float]] = field(default_factory=list)  # (length of the text, logprob) after each token
     mass: list[torch.Tensor] = field(default_factory=list)  # per generated token: (layers, M) attention on the slots
+    looked: torch.Tensor | None = None  # (layers, M) where the tokens of `prompt.look` looked, the mean over them
     first_token: float | None = None  # time.monotonic()
     _stop: bool = False
 
@@ -104,7 +108,7 @@ class Generator(Protocol):
 class PlainRow:
     """One sequence of a `PlainModel`."""
 
-    mass = None
+    mass, looking = None, False
 
     def __init__(self, model: PreTrainedModel) -> None:
         from transformers import DynamicCache
@@ -164,7 +168,21 @@ class LocalGenerator:
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt through the model's chat template. Special tokens inside the contents are broken up: they are
         other people's text, not commands."""
-        messages = [{"role": r, "content": self._special.sub(lambda m: " ".join(m[0]), c)} for r, c in prompt.messages]
+        return self.model.tokenizer(self._text(prompt), add_special_tokens=False).input_ids
+
+    def watched(self, prompt: Prompt) -> int:
+        """How many tokens of the prompt there are from where `look` begins; 0 if nothing is to be watched."""
+        if not prompt.look:
+            return 0
+        text, content = self._text(prompt), self._harmless(prompt.messages[-1][1]).strip()
+        message, inside = text.rfind(content), content.rfind(self._harmless(prompt.look).strip())
+        if message < 0 or inside < 0:  # a template that changes the text
+            return 0
+        encoding = self.model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return sum(end > message + inside for _, end in encoding.offset_mapping)
+
+    def _text(self, prompt: Prompt) -> str:
+        messages = [{"role": role, "content": self._harmless(content)} for role, content in prompt.messages]
         from jinja2 import TemplateError
 
         try:
@@ -172,7 +190,10 @@ class LocalGenerator:
         except TemplateError:  # some models know no system message: it goes before the question
             content = "\n\n".join(message["content"] for message in messages)
             text = self._template([{"role": "user", "content": content}])
-        return self.model.tokenizer(text + prompt.prefix, add_special_tokens=False).input_ids
+        return text + prompt.prefix
+
+    def _harmless(self, content: str) -> str:
+        return self._special.sub(lambda match: " ".join(match[0]), content)
 
     def _template(self, messages: list[dict[str, str]]) -> str:
         # enable_thinking: models that think before they answer would spend all their tokens on it; others ignore it
@@ -188,6 +209,7 @@ class _Decoding:
     stream: Stream
     row: Row | PlainRow
     unread: list[int]
+    look: int = 0  # this many of the prompt's last tokens are watched
     ids: list[int] = field(default_factory=list)
 
 
@@ -197,7 +219,7 @@ class LocalRun:
         self._decodings: list[_Decoding] = []
 
     def add(self, prompt: Prompt) -> Stream:
-        ids = self.generator.encode(prompt)
+        ids, look = self.generator.encode(prompt), self.generator.watched(prompt)
         stream = Stream(prompt, text=prompt.prefix, prompt_tokens=len(ids))
         row = self.model.row(prompt)
         needed, there = row.position + len(ids), self.model.max_positions
@@ -205,7 +227,7 @@ class LocalRun:
             told = f"The prompt needs {needed:,} positions; the model has {there:,}."
             stream.error, stream.done = BackendError(told, "Give it less to read (MEMO_CONTEXT_TOKENS)."), True
         else:
-            self._decodings.append(_Decoding(stream, row, ids))
+            self._decodings.append(_Decoding(stream, row, ids, look))
         return stream
 
     def step(self) -> bool:
@@ -222,7 +244,8 @@ class LocalRun:
         reading = [d for d in self._decodings if d.unread]
         writing = [d for d in self._decodings if not d.unread]
         shortest = min(reading, key=lambda d: len(d.unread), default=None)
-        if shortest and (not writing or len(shortest.unread) <= LONG):
+        begun = all(d.stream.tokens >= BEGUN for d in writing)
+        if shortest and (not writing or len(shortest.unread) <= (LONG if begun else PIECE)):
             with inference(self.model):
                 self._read_piece(shortest)
         elif writing:
@@ -233,12 +256,22 @@ class LocalRun:
     def _read_piece(self, decoding: _Decoding) -> None:
         import torch
 
-        piece, decoding.unread = decoding.unread[:PIECE], decoding.unread[PIECE:]
+        row, size = decoding.row, PIECE
+        if decoding.look and row.mass is not None:
+            before = len(decoding.unread) - decoding.look
+            if before > 0:
+                size = min(PIECE, before)  # so that the watched tokens begin a piece of their own
+            elif not row.looking:
+                row.looking = True
+                row.mass.zero_()
+        piece, decoding.unread = decoding.unread[:size], decoding.unread[size:]
         ids = torch.tensor([piece], device=self.model.device)
-        logits = self.model.advance(ids, [decoding.row])
+        logits = self.model.advance(ids, [row])
         if not decoding.unread:
-            if decoding.row.mass is not None:
-                decoding.row.mass.zero_()  # what is wanted is where the generated tokens look
+            if row.mass is not None:
+                if row.looking:
+                    row.looking, decoding.stream.looked = False, (row.mass / decoding.look).cpu()
+                row.mass.zero_()  # from here on it is where the generated tokens look
             self._choose([decoding], logits)
 
     def _write(self, decodings: list[_Decoding]) -> None:

@@ -306,7 +306,14 @@ class Composed:
     owners: Tensor  # (M,) index into `documents`
     spans: Tensor  # (M, 2) characters in the owner's text
     left_out: tuple[str, ...] = ()  # documents that did not fit
-    usual: Tensor | None = None  # (L, M) attention on the slots when nothing in particular is asked; see clues.neutral
+    # (L, M) attention on the slots when nothing in particular is asked, see clues.neutral: of the answer's tokens, and
+    # of the question's
+    usual: Tensor | None = None
+    usual_look: Tensor | None = None
+
+    def first_slots(self) -> Tensor:
+        """(M,) True for the first slot of each document, its attention sink."""
+        return torch.cat([torch.tensor([True]), self.owners[1:] != self.owners[:-1]])
 
 
 class Memory:

@@ -196,7 +196,8 @@ def load_language_model(
         raise ModelError(f"The model {name!r} cannot be loaded: {reason}", "Check the id or the folder.") from error
     if not tokenizer.chat_template:
         raise ModelError(f"The model {name!r} has no chat template.", "Choose an instruction-tuned model.")
-    if settings.device == "auto" and device == "cpu" and hasattr(os, "sched_getaffinity"):
+    every_core = settings.device == "auto" and device == "cpu" and "OMP_NUM_THREADS" not in os.environ
+    if every_core and hasattr(os, "sched_getaffinity"):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
         return model.to(device).eval().requires_grad_(False), tokenizer

@@ -196,7 +196,7 @@ class MemoRAG:
             raise NothingToAsk("There is no document to ask about yet.", "Add one first.")
         if self.library.documents:
             self.models.embedder()
-        began, runs = time.monotonic(), _Runs(self.models)  # the models are loaded: what follows is the question's time
+        began, runs = time.monotonic(), Runs(self.models)  # the models are loaded: what follows is the question's time
         try:
             asked = question
             if history:
@@ -216,7 +216,7 @@ class MemoRAG:
 
     @staticmethod
     def _stand_alone(
-        question: str, history: Sequence[tuple[str, str]], runs: _Runs, stop: Stop
+        question: str, history: Sequence[tuple[str, str]], runs: Runs, stop: Stop
     ) -> Iterator[Event]:  # returns the question
         stream = runs.add(stand_alone(question, history))
         while runs.step():
@@ -228,7 +228,7 @@ class MemoRAG:
         yield Rewritten(rewritten)
         return rewritten
 
-    def _work(self, tasks: dict[str, _Task], runs: _Runs, stop: Stop, began: float) -> Iterator[Event]:
+    def _work(self, tasks: dict[str, _Task], runs: Runs, stop: Stop, began: float) -> Iterator[Event]:
         for name in list(tasks):
             yield from self._advance(name, tasks, None, runs, began)
         clue_texts = 0
@@ -239,7 +239,7 @@ class MemoRAG:
                         stream.stop()
             runs.step()
             for name, task in list(tasks.items()):
-                if not task.answering and name == "memorag":
+                if not task.answering and name == "memorag" and task.ask.edited is None:
                     size = sum(len(s.text) for s in task.streams)
                     if size != clue_texts and task.ask.memory is not None:
                         clue_texts = size
@@ -255,7 +255,7 @@ class MemoRAG:
                     yield from self._advance(name, tasks, task.streams, runs, began)
 
     def _advance(
-        self, name: str, tasks: dict[str, _Task], streams: list[Stream] | None, runs: _Runs, began: float
+        self, name: str, tasks: dict[str, _Task], streams: list[Stream] | None, runs: Runs, began: float
     ) -> Iterator[Event]:
         """Gives a strategy what it waited for, and takes what it wants next; at its end, its answer."""
         task = tasks[name]
@@ -292,7 +292,7 @@ class MemoRAG:
         )  # fmt: skip
 
 
-class _Runs:
+class Runs:
     """The generator's run, and the memory model's where that is another one: a prompt with slots goes to the latter."""
 
     def __init__(self, models: Models) -> None:

@@ -3,8 +3,8 @@
 In: passages to index; later, weighted queries and pointers. Out: `Found` passages within a token budget, in document
 order, each with its score and what found it.
 
-Fusion is by reciprocal rank: score(p) = sum over rankings r of w_r / (K + rank_r(p)), divided by its largest possible
-value, so 1 means first in every ranking.
+Fusion is by similarity: score(p) = sum over rankings r of w_r s_r(p) / sum of w_r, with s_r the cosine similarity of
+query and passage (or another figure up to 1). Ranks alone would forget how much better the first is than the second.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from memo.errors import BackendError
-from memo.events import Found, Source
+from memo.events import Found
 
 if TYPE_CHECKING:
     from memo.models import Embedder
     from memo.passages import Passage
 
-K = 10  # the larger, the more agreement between rankings counts against being first in one
-DEPTH = 20  # passages a query brings
+DEPTH = 40  # passages a query brings
 BATCH = 128  # passages embedded and added at a time
 
 
@@ -129,7 +128,10 @@ class PassageIndex:
     def rank(
         self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None
     ) -> list[list[dict[str, Any]]]:
-        """For each query its nearest passages, best first, as their metadata. among: only of these documents."""
+        """For each query its nearest passages, best first: their metadata and the similarity to the query.
+
+        among: only of these documents.
+        """
         if not queries or not self.count() or (among is not None and not among):
             return [[] for _ in queries]
         flat = [text for query in queries for text in query.texts]
@@ -140,58 +142,71 @@ class PassageIndex:
             at += len(query.texts)
         where = None if among is None else {"document": {"$in": list(among)}}
         with _answering():
-            found = self.collection.query(query_embeddings=means, n_results=depth, where=where, include=["metadatas"])
-        return found["metadatas"]
+            found = self.collection.query(
+                query_embeddings=means, n_results=depth, where=where, include=["metadatas", "distances"]
+            )
+        return [
+            [{**hit, "similarity": 1 - distance} for hit, distance in zip(hits, distances, strict=True)]
+            for hits, distances in zip(found["metadatas"], found["distances"], strict=True)
+        ]
 
 
-def point(sources: Sequence[Source], passages: Sequence[Passage]) -> list[dict[str, Any]]:
-    """A ranking from where clues looked: passages by the weight of the sources that lie in them, best first."""
-    scored = []
-    for passage in passages:
-        weight = 0.0
-        for source in sources:
-            overlap = min(source.end, passage.end) - max(source.start, passage.start)
-            if source.document == passage.document and overlap > 0:
-                weight += source.weight * overlap / max(1, source.end - source.start)
-        if weight > 0:
-            scored.append((weight, passage))
-    scored.sort(key=lambda pair: -pair[0])
-    return [place_of(passage) for _, passage in scored[:DEPTH]]
+def point(strengths: Sequence[float], passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """A ranking from where a question looked: passages by strength (up to 1), best first; empty for no strength."""
+    if not any(strengths):
+        return []
+    order = sorted(zip(strengths, passages, strict=True), key=lambda pair: -pair[0])[:DEPTH]
+    return [{**place_of(passage), "similarity": strength} for strength, passage in order]
 
 
-def fuse(
-    rankings: Sequence[tuple[str, float, list[dict[str, Any]]]],
-    text_of: Callable[[str, int, int], str],
-    count: Callable[[str], int],
-    budget: int,
+class Ranked(NamedTuple):
+    """A passage in a fused ranking."""
+
+    hit: dict[str, Any]
+    score: float
+    found_by: tuple[str, ...]
+
+
+def fuse(rankings: Sequence[tuple[str, float, list[dict[str, Any]]]]) -> list[Ranked]:
+    """Rankings (label, weight, passages with their similarity, best first) -> one, best first.
+
+    A passage that a ranking does not hold is taken to be as similar as its last: more it cannot be.
+    """
+    rankings = [(label, weight, hits) for label, weight, hits in rankings if hits]
+    total = sum(weight for _, weight, _ in rankings) or 1.0
+    where = {(hit["document"], hit["start"]): hit for *_, hits in rankings for hit in hits}
+    scores = dict.fromkeys(where, 0.0)
+    labels: dict[tuple[str, int], list[str]] = {key: [] for key in where}
+    for label, weight, hits in rankings:
+        there = {(hit["document"], hit["start"]): hit["similarity"] for hit in hits}
+        last = hits[-1]["similarity"]
+        for key in scores:
+            scores[key] += weight / total * there.get(key, last)
+        for key in list(there)[:5]:
+            if label not in labels[key]:
+                labels[key].append(label)
+    return [
+        Ranked(where[key], round(scores[key], 4), tuple(labels[key]) or (_closest(key, rankings),))
+        for key in sorted(scores, key=lambda k: -scores[k])
+    ]
+
+
+def within(
+    ranked: Sequence[Ranked], text_of: Callable[[str, int, int], str], count: Callable[[str], int], budget: int,
     order: Sequence[str] = (),
-) -> tuple[Found, ...]:
-    """Rankings (label, weight, passages best first) -> the best passages that fit `budget` tokens, in document order.
+) -> tuple[Found, ...]:  # fmt: skip
+    """The best passages that fit `budget` tokens, in document order.
 
     order: documents in the order they shall appear. The best passage is always taken, however long.
     """
-    best = sum(weight for _, weight, hits in rankings if hits) / (K + 1) or 1.0
-    scores: dict[tuple[str, int], float] = {}
-    labels: dict[tuple[str, int], list[str]] = {}
-    where: dict[tuple[str, int], dict[str, Any]] = {}
-    for label, weight, hits in rankings:
-        for rank, hit in enumerate(hits, start=1):
-            key = (hit["document"], hit["start"])
-            scores[key] = scores.get(key, 0.0) + weight / (K + rank)
-            where[key] = hit
-            if rank <= 5 and label not in labels.setdefault(key, []):
-                labels[key].append(label)
     chosen, used = [], 0
-    for key in sorted(scores, key=lambda k: -scores[k]):
-        hit = where[key]
+    for hit, score, found_by in ranked:
         text = text_of(hit["document"], hit["start"], hit["end"])
         size = count(text)
         if chosen and used + size > budget:
             continue
         used += size
-        page = hit["page"] or None
-        found_by = tuple(labels.get(key, ())) or (_closest(key, rankings),)
-        chosen.append(Found(key[0], key[1], hit["end"], page, text, round(scores[key] / best, 4), found_by))
+        chosen.append(Found(hit["document"], hit["start"], hit["end"], hit["page"] or None, text, score, found_by))
         if used >= 0.9 * budget:
             break
     ranks = {document: i for i, document in enumerate(order)}

@@ -243,6 +243,21 @@ def test_the_mass_on_slots_is_the_attention_softmax():
     assert torch.allclose(row.mass[0], weights, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mass_of_tokens_read_together_is_that_of_tokens_read_singly(family):
+    model, ids = tiny.model(family), ids_of(tiny.TEXT[:30])
+    slots = random_slots(model, 6)
+    together, singly = Row(slots, watch=True), Row(slots, watch=True)
+    for row in (together, singly):
+        read(model, ids[None, :20], [row])
+        assert not row.mass.any()
+    together.looking = True
+    read(model, ids[None, 20:], [together])
+    for i in range(20, 30):
+        read(model, ids[None, i : i + 1], [singly])
+    assert together.mass.sum() > 1e-3 and torch.allclose(together.mass, singly.mass, atol=1e-5)
+
+
 # --- positions -------------------------------------------------------------------------------------------------------
 
 

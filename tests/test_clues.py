@@ -11,6 +11,7 @@ from memo.attention import Slots
 from memo.clues import LINES, NEAR, background, collect, key_of, lines, parse, prompts, sources
 from memo.generate import LocalGenerator, Prompt, Stream
 from memo.memory import Composed, Memory, read_all
+from memo.passages import Passage
 
 QUESTION = "Who bought the mill?"
 
@@ -194,6 +195,46 @@ def test_the_background_is_the_mean_over_all_tokens():
     assert torch.allclose(mean, (2 * looks(1) + looks(2)) / 3) and background([stream_of("a")]) is None
 
 
+def at(document, start, end):
+    return Passage(document, start, end, None, "x" * (end - start))
+
+
+def test_pointers_are_what_a_question_looks_at_more_than_usual():
+    # slots of ten characters each: 20 of document a, then 10 of b
+    memory = memory_of(20, 10)
+    usual = torch.full((2, 30), 0.01)
+    looked = usual.clone()
+    looked[:, 7] += 0.08  # characters 70 to 80 of a
+    looked[0, 25] += 0.04  # characters 50 to 60 of b, in one of the two layers
+    looked[:, 20] += 5  # the sink of b
+    memory.usual_look = usual
+    passages = [at("a", 0, 70), at("a", 70, 100), at("b", 0, 50), at("b", 55, 65), at("c", 70, 80)]
+    strengths = recall.pointers(looked, memory, passages)
+    whole = 0.08 / math.sqrt(0.03 + 1e-6)  # three slots are usually looked at with .03
+    half = 0.02 / math.sqrt(0.01 + 1e-6) / 2  # half of two slots; the mean over two layers
+    assert strengths == [0, 1, 0, pytest.approx(half / whole, rel=1e-3), 0]
+
+
+def test_without_a_look_there_are_no_pointers():
+    memory = memory_of(5)
+    assert recall.pointers(None, memory, [at("a", 0, 9)]) == [0.0]
+    assert recall.pointers(torch.ones(2, 5), memory, [at("a", 0, 9)]) == [0.0]  # what is usual is not known
+    memory.usual_look = torch.ones(2, 5)
+    assert recall.pointers(torch.ones(2, 5), memory, []) == []
+    assert recall.pointers(torch.ones(2, 5), memory, [at("a", 0, 30)]) == [0.0]  # looked as usual
+
+
+def test_a_slot_that_is_always_looked_at_says_little():
+    memory = memory_of(20)
+    memory.usual_look = torch.full((1, 20), 0.01)
+    memory.usual_look[0, 5] = 0.25
+    looked = memory.usual_look.clone()
+    looked[0, 5] += 0.1
+    looked[0, 15] += 0.1
+    often, seldom = recall.pointers(looked, memory, [at("a", 50, 60), at("a", 150, 160)])
+    assert seldom == 1 and often == pytest.approx(0.1 / 0.5 / (0.1 / 0.1), rel=1e-3)
+
+
 def test_recalling_from_a_real_memory_yields_clues_with_places_in_its_documents():
     reader = tiny.memory_model()
     memory = Memory(reader)
@@ -205,7 +246,10 @@ def test_recalling_from_a_real_memory_yields_clues_with_places_in_its_documents(
     usual = run.add(recall.neutral(composed))
     while run.step():
         pass
-    composed.usual = background([usual])
+    recall.learn_usual(composed, usual)
+    assert kinds["draft"].looked.shape == composed.usual_look.shape == composed.usual.shape
+    strengths = recall.pointers(kinds["draft"].looked, composed, [at("mill", 0, 100), at("강", 0, 30)])
+    assert max(strengths) == 1 and min(strengths) >= 0
     assert composed.usual.shape == (3, len(composed.slots)) and composed.usual.sum(dim=1).max() <= 1
     lengths = {"mill": len(tiny.TEXT), "강": len(tiny.KOREAN)}
     clues = collect(kinds, QUESTION, composed)

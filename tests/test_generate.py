@@ -1,6 +1,7 @@
 """Generating: batches against single streams, greedy decoding by hand, stops, control tokens, half characters."""
 
 import copy
+import dataclasses
 import threading
 from itertools import pairwise
 
@@ -8,8 +9,8 @@ import pytest
 import tiny
 import torch
 
-from memo.generate import LONG, PIECE, REPETITION, LocalGenerator, PlainModel, Prompt
-from memo.memory import MemoryModel, read_all
+from memo.generate import BEGUN, LONG, PIECE, REPETITION, LocalGenerator, PlainModel, Prompt
+from memo.memory import MemoryModel, inference, read_all
 
 CHARACTERS = "한국어 é \U0001f600\U0001f9d1\u200d\U0001f33e 가."
 LETTERS = "".join(map(chr, range(128))) + CHARACTERS
@@ -68,6 +69,27 @@ def by_hand(generator, one, attention="sdpa"):
         ids.append(token)
         logprob += float(chances[token])
     return ids, logprob
+
+
+@pytest.mark.parametrize("before", [0, PIECE // 2, PIECE + 40])
+@pytest.mark.parametrize("length", [1, 30, PIECE + 30])
+def test_where_a_question_looked_is_the_mean_over_its_tokens_and_those_up_to_the_answer(
+    generator, slots, before, length
+):
+    model, question = generator.model, "q" * length
+    one = Prompt((("system", "S"), ("user", "x" * before + question)), 3, slots=slots, watch=True, look=question)
+    ids, count = generator.encode(one), generator.watched(one)
+    assert decoded(generator, ids[-count:]).startswith(question)  # a byte a token
+    stream, row = alone(generator, one), model.row(one)
+    with inference(model):
+        model.advance(torch.tensor([ids[:-count]]), [row])
+        row.mass.zero_()
+        for token in ids[-count:]:
+            model.advance(torch.tensor([[token]]), [row])
+    assert torch.allclose(stream.looked, row.mass / count, atol=1e-5)
+    plain = dataclasses.replace(one, look="")
+    assert generator.watched(plain) == 0 and alone(generator, plain).looked is None
+    assert alone(generator, plain).text == stream.text  # watching changes nothing
 
 
 def decoded(generator, ids):
@@ -201,6 +223,67 @@ def test_a_very_long_prompt_waits_until_the_others_have_answered(reader):
         run.step()
     finish(run)
     assert long.tokens == 2
+
+
+def growing(generator, writers, late, begin=1):
+    """Tokens after each step of streams that write (from the moment that all have `begin`) and of one added then."""
+    run = generator.open()
+    streams = [run.add(one) for one in writers]
+    while min(stream.tokens for stream in streams) < begin:
+        run.step()
+    streams.append(run.add(late))
+    seen = [tuple(stream.tokens for stream in streams)]
+    while run.step():
+        seen.append(tuple(stream.tokens for stream in streams))
+    return seen
+
+
+def of_length(generator, tokens, max_tokens):
+    """A prompt of so many tokens."""
+    one = prompt("x" * (tokens - len(generator.encode(prompt("")))), max_tokens)
+    assert len(generator.encode(one)) == tokens
+    return one
+
+
+def steps(first, last, late):
+    return [(tokens, late) for tokens in range(first, last + 1)]
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_a_prompt_of_several_pieces_waits_until_the_writers_have_begun(generator, pieces):
+    late, writer = of_length(generator, PIECE * (pieces - 1) + 1, 3), prompt("What froze?", 20)
+    expected = [alone(generator, writer), alone(generator, late)]
+    assert [stream.tokens for stream in expected] == [20, 3]
+    seen = growing(generator, [writer], late)
+    read = [(BEGUN, 0)] * (pieces - 1) + [(BEGUN, 1)]  # and then they write together
+    after = [(BEGUN + 1, 2), (BEGUN + 2, 3), *steps(BEGUN + 3, 20, 3)]
+    assert seen == steps(1, BEGUN, 0) + read + after
+
+
+def test_all_writers_must_have_begun(generator):
+    run = generator.open()
+    first = run.add(prompt("What froze?", 30))
+    while first.tokens < BEGUN + 2:
+        run.step()
+    second, late = run.add(prompt("Who bought the mill?", 30)), run.add(of_length(generator, PIECE + 1, 3))
+    while not late.tokens:
+        assert run.step()
+    assert (first.tokens, second.tokens) == (2 * BEGUN + 1, BEGUN)
+    run.close()
+
+
+def test_a_prompt_of_one_piece_is_read_at_once(generator):
+    seen = growing(generator, [prompt("What froze?", 20)], of_length(generator, PIECE, 3))
+    assert seen[:4] == [(1, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_a_very_long_prompt_waits_until_nobody_writes(generator):
+    writer = prompt("What froze?", 20)
+    seen = growing(generator, [writer], of_length(generator, LONG + 1, 2), BEGUN + 1)
+    pieces = -(-(LONG + 1) // PIECE)
+    assert seen == steps(BEGUN + 1, 20, 0) + [(20, 0)] * (pieces - 1) + [(20, 1), (20, 2)]
+    seen = growing(generator, [writer], of_length(generator, LONG, 2), BEGUN + 1)
+    assert seen[: LONG // PIECE + 1] == [(BEGUN + 1, 0)] * (LONG // PIECE) + [(BEGUN + 1, 1)]
 
 
 def test_two_threads_generate_what_each_would_alone(generator, slots):

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 import tiny
+import torch
 
-from memo.answers import STRATEGIES
+from memo.answers import CLUE_WEIGHT, STRATEGIES, clue_queries
 from memo.errors import BackendError, Cancelled, MemoError, NothingToAsk, SettingsError
 from memo.events import (
     AnswerDone,
@@ -205,6 +206,59 @@ def test_rq_rag_searches_the_question_and_the_simpler_ones(rag):
     assert labels == {"question", "Who rebuilt them?", "강은 언제 얼었나?"}
 
 
+def scores(ask):
+    """Place -> score of every passage that was found."""
+    return {(passage.hit["document"], passage.hit["start"]): passage.score for passage in ask.ranked}
+
+
+def test_memorag_finds_by_where_in_memory_the_question_looked_too(rag, monkeypatch):
+    asks, new_ask = [], rag._new_ask
+    monkeypatch.setattr(rag, "_new_ask", lambda *given: asks.append(new_ask(*given)) or asks[-1])
+    rag.settings = dataclasses.replace(rag.settings, context_tokens=1000)
+    for clues in ([], None):  # chosen by the person: none; and recalled
+        [answer] = finish(rag.ask(QUESTION, clues=clues)).values()
+        assert "memory" in {label for found in answer.passages for label in found.found_by}
+    ask = asks[0]
+    assert ask.looked is not None and ask.memory.usual_look is not None
+    with_pointers = scores(ask)
+    ask.search(clue_queries(QUESTION, []))
+    assert with_pointers.keys() == scores(ask).keys() and with_pointers != scores(ask)
+
+
+def test_the_passage_that_the_question_looked_at_gains_most(rag):
+    [mill, other] = rag.library.documents
+    ask = rag._new_ask(QUESTION, "memorag", ())
+    memory = ask.compose()
+    memory.usual_look = torch.full((3, len(memory.slots)), 0.01)
+    for document in (mill, other):
+        passage = rag.library.passages(document)[1]
+        [index] = [i for i, name in enumerate(memory.documents) if name == document]
+        inside = (memory.owners == index) & (memory.spans[:, 0] >= passage.start) & (memory.spans[:, 1] <= passage.end)
+        assert inside.any()
+        ask.looked = memory.usual_look + 0.2 * inside
+        ask.search(clue_queries(QUESTION, []), pointers=True)
+        found = {place: passage.found_by for place, passage in zip(scores(ask), ask.ranked, strict=True)}
+        assert "memory" in found[document, passage.start]
+        pointed = scores(ask)
+        ask.search(clue_queries(QUESTION, []))
+        gained = {place: pointed[place] - score for place, score in scores(ask).items()}
+        assert gained[document, passage.start] == max(gained.values()) > 0
+        assert sorted(gained.values())[-2] < max(gained.values())
+
+
+def test_clues_share_one_weight_and_a_likelier_one_has_more_of_it():
+    clues = [Clue("a dull one", "span", -3.0), Clue("a sure one", "draft", -0.2), Clue("one more", "key", -1.0)]
+    question, *queries = clue_queries(QUESTION, clues)
+    assert (question.texts, question.weight) == ((QUESTION,), 1.0)
+    assert [query.texts for query in queries] == [(clue.text,) for clue in clues]
+    dull, sure, more = (query.weight for query in queries)
+    assert 0 < dull < more < sure
+    assert dull + sure + more == pytest.approx(CLUE_WEIGHT)
+    [_, alone] = clue_queries(QUESTION, clues[:1])
+    assert alone.weight == pytest.approx(CLUE_WEIGHT)
+    assert len(clue_queries(QUESTION, [])) == 1
+
+
 # --- clues chosen by the person --------------------------------------------------------------------------------------
 
 
@@ -219,9 +273,11 @@ def test_edited_clues_are_used_as_they_are(rag):
     assert labels >= {"question", clues[0].text, clues[1].text}
 
 
-def test_without_clues_memorag_finds_what_rag_finds(rag):
+def test_without_clues_memorag_finds_by_the_question_and_where_it_looked(rag):
     answers = finish(rag.ask(QUESTION, clues=[])) | finish(rag.ask(QUESTION, "rag"))
-    assert answers["memorag"].passages == answers["rag"].passages and answers["memorag"].text == answers["rag"].text
+    assert {label for found in answers["memorag"].passages for label in found.found_by} <= {"question", "memory"}
+    [event] = [e for e in rag.ask(QUESTION, clues=[]) if isinstance(e, PassagesFound)]
+    assert event.passages == answers["memorag"].passages and not answers["memorag"].clues
 
 
 # --- conversations ---------------------------------------------------------------------------------------------------

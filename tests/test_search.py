@@ -11,23 +11,24 @@ import pytest
 import tiny
 
 from memo.errors import BackendError
-from memo.events import Source
 from memo.library import Library
 from memo.passages import Passage
 from memo.pipeline import MemoRAG, finish
-from memo.search import DEPTH, K, PassageIndex, Query, connect, fuse, point
+from memo.search import DEPTH, PassageIndex, Query, connect, fuse, point, within
 
 
 def passage(document, start, text):
     return Passage(document, start, start + len(text), None, text)
 
 
-def hit(document, start, size=10, page=0):
-    return {"document": document, "start": start, "end": start + size, "page": page}
+def hit(document, start, size=10, page=0, similarity=None):
+    """By default the later in the document, the less similar."""
+    similarity = 0.9 - start / 1000 if similarity is None else similarity
+    return {"document": document, "start": start, "end": start + size, "page": page, "similarity": similarity}
 
 
 def fused(rankings, budget=1000, order=(), size=10):
-    return fuse(rankings, lambda d, a, b: f"{d}{a}".ljust(b - a), lambda text: size, budget, order)
+    return within(fuse(rankings), lambda d, a, b: f"{d}{a}".ljust(b - a), lambda text: size, budget, order)
 
 
 def texts_of(index, library, query, **more):
@@ -38,21 +39,19 @@ def texts_of(index, library, query, **more):
 # --- fusion ----------------------------------------------------------------------------------------------------------
 
 
-def test_scores_are_sums_of_reciprocal_ranks():
-    a, b, c = hit("d", 0), hit("d", 10), hit("d", 20)
-    found = fused([("question", 1.0, [a, b]), ("clue", 0.5, [c, b, a])])
-    best = 1.5 / (K + 1)
-    expected = {
-        0: (1 / (K + 1) + 0.5 / (K + 3)) / best,
-        10: (1 / (K + 2) + 0.5 / (K + 2)) / best,
-        20: (0.5 / (K + 1)) / best,
-    }
-    assert {f.start: f.score for f in found} == {k: pytest.approx(v, abs=1e-4) for k, v in expected.items()}
+def test_scores_are_weighted_means_of_similarities():
+    first = [hit("d", 0, similarity=0.8), hit("d", 10, similarity=0.6)]
+    second = [hit("d", 20, similarity=0.9), hit("d", 10, similarity=0.7), hit("d", 0, similarity=0.1)]
+    ranked = fuse([("question", 1.0, first), ("clue", 0.5, second), ("none", 2.0, [])])
+    # 20 is not among the question's: at most as similar as its last
+    expected = [(20, (0.6 + 0.5 * 0.9) / 1.5), (10, (0.6 + 0.5 * 0.7) / 1.5), (0, (0.8 + 0.5 * 0.1) / 1.5)]
+    assert [(r.hit["start"], r.score) for r in ranked] == [(k, pytest.approx(v, abs=1e-4)) for k, v in expected]
 
 
-def test_first_in_every_ranking_has_score_1():
-    found = fused([("question", 1.0, [hit("d", 0), hit("d", 10)]), ("clue", 0.3, [hit("d", 0)]), ("none", 2.0, [])])
-    assert found[0].score == 1 and found[1].score < 1
+def test_a_small_weight_decides_between_near_equals_only():
+    question = [hit("d", 0, similarity=0.9), hit("d", 10, similarity=0.5), hit("d", 20, similarity=0.49)]
+    clue = [hit("d", 20, similarity=1.0), hit("d", 10, similarity=0.0), hit("d", 0, similarity=0.0)]
+    assert [r.hit["start"] for r in fuse([("question", 1.0, question), ("clue", 0.1, clue)])] == [0, 20, 10]
 
 
 def test_passages_come_in_document_order():
@@ -71,13 +70,15 @@ def test_the_best_that_fit_the_budget_are_taken_and_at_least_one(budget, count):
 def test_a_passage_too_long_is_passed_over_for_shorter_ones():
     sizes = {"d0": 5, "d10": 90, "d20": 5}
     hits = [hit("d", 0), hit("d", 10), hit("d", 20)]
-    found = fuse([("q", 1.0, hits)], lambda d, a, b: f"{d}{a}", lambda text: sizes[text], 20)
+    found = within(fuse([("q", 1.0, hits)]), lambda d, a, b: f"{d}{a}", lambda text: sizes[text], 20)
     assert [f.start for f in found] == [0, 20]
 
 
 def test_found_by_names_the_queries_that_brought_a_passage():
     front = [hit("d", 10 * i) for i in range(8)]
-    found = fused([("question", 1.0, front), ("a clue", 0.5, [front[1], front[0]]), ("memory", 0.5, [front[6]])])
+    nowhere = [hit("d", 70, similarity=0.0)]
+    clue = [*front[1::-1], *(hit("d", 100 + i, similarity=0.1) for i in range(8)), *nowhere]
+    found = fused([("question", 1.0, front), ("a clue", 0.5, clue), ("memory", 0.5, [front[6]])])
     assert found[0].found_by == ("question", "a clue") == found[1].found_by
     assert found[2].found_by == ("question",) and found[6].found_by == ("memory",)
     assert found[7].found_by == ("question",)  # far behind, but no other found it
@@ -92,13 +93,12 @@ def test_nothing_found_is_nothing():
     assert fused([]) == () == fused([("question", 1.0, [])])
 
 
-def test_pointers_rank_passages_by_the_weight_that_lies_in_them():
+def test_pointers_rank_passages_by_strength():
     passages = [passage("a", 0, "x" * 100), passage("a", 100, "x" * 100), passage("b", 0, "x" * 100)]
-    sources = [Source("a", 90, 130, 0.4), Source("b", 10, 20, 0.2), Source("c", 0, 50, 9.0)]
-    ranked = point(sources, passages)  # weights: a quarter of .4, three quarters of .4, all of .2
-    assert [(h["document"], h["start"]) for h in ranked] == [("a", 100), ("b", 0), ("a", 0)]
-    assert ranked[0] == {"document": "a", "start": 100, "end": 200, "page": 0}
-    assert point([], passages) == [] == point(sources, [])
+    ranked = point([0.3, 1.0, 0.0], passages)
+    assert [(h["document"], h["start"], h["similarity"]) for h in ranked] == [("a", 100, 1), ("a", 0, 0.3), ("b", 0, 0)]
+    assert ranked[0] == {"document": "a", "start": 100, "end": 200, "page": 0, "similarity": 1.0}
+    assert point([0.0, 0.0, 0.0], passages) == [] == point([], [])
 
 
 # --- Chroma ----------------------------------------------------------------------------------------------------------

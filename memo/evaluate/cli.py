@@ -1,0 +1,230 @@
+"""The command line of the measurements: `python -m memo evaluate qa | memory | speed | report`.
+
+In: arguments. Out: rows on the terminal, JSON to `--out` (with the machine, the command, the commit and the date), and
+beside it `<out>.rows.jsonl`: what is done already, so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from memo.errors import NothingToAsk, SettingsError
+from memo.evaluate.strategies import EVERY
+from memo.settings import Settings, from_environment
+
+RESULTS = Path("assets/results")
+
+
+def at_least(least: int, most: int = 0) -> Callable[[str], int]:
+    """An argument that is a whole number from `least` to `most` (0: without end)."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most and int(text) > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}" + f" to {most}" * bool(most))
+        return int(text)
+
+    return number
+
+
+def add_parsers(top: argparse.ArgumentParser) -> None:
+    """The sub-commands and their arguments."""
+    commands = top.add_subparsers(dest="measure", required=True, metavar="MEASURE")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        if name != "report":
+            sub.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the results go")
+        if name in ("qa", "memory"):
+            sub.add_argument("--seed", type=at_least(0), default=0, help="of everything drawn at random (default 0)")
+            sub.add_argument("--limit", type=at_least(0), default=0, metavar="N",
+                             help="this many questions (default 0: all) or texts (default 8) at most")  # fmt: skip
+            sub.add_argument("--memory-weights", default="", metavar="PATH", help="trained memory weights")
+        return sub
+
+    qa = command("qa", "measure answers and what they found, strategy by strategy")
+    qa.add_argument("--data", required=True, metavar="DIR", help="a set (docs.jsonl, SPLIT.jsonl), or hub:OWNER/NAME")
+    qa.add_argument("--split", required=True, metavar="NAME", help="which questions: the file SPLIT.jsonl")
+    qa.add_argument("--strategies", default="", metavar="A,B,…", help=f"default all: {', '.join(EVERY)}")
+    qa.add_argument("--context", choices=("question", "group", "corpus"), default="question",
+                    help="what a library holds: a question's documents (default), an article's (the same `article`"
+                    " or `title`), or the whole set's")  # fmt: skip
+    qa.add_argument("--ratio", type=at_least(1, 64), default=0,
+                    help="text tokens per memory token (default MEMO_RATIO, or 8)")  # fmt: skip
+    qa.add_argument("--each", type=at_least(0), default=10, metavar="N",
+                    help="questions of one library at most (default 10; 0: all)")  # fmt: skip
+    qa.add_argument("--where", default="", metavar="FIELD=VALUE", help="only questions with that field")
+    qa.add_argument("--answer-every", type=at_least(1), default=1, metavar="N",
+                    help="answer every Nth question, measure retrieval on all (default 1)")  # fmt: skip
+    qa.add_argument("--timed", type=at_least(0), default=3, metavar="N",
+                    help="questions asked again, each strategy alone, for the seconds (default 3)")  # fmt: skip
+    memory = command("memory", "measure what the memory keeps, against evicting entries of the cache")
+    source = memory.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, metavar="DIR", help="a set's documents (docs.jsonl)")
+    source.add_argument("--texts", type=Path, nargs="+", metavar="FILE")
+    memory.add_argument("--split", default="", metavar="NAME", help="only documents of that split (default all)")
+    memory.add_argument("--ratios", default="2,4,8,16,32,64", metavar="A,B,…")
+    memory.add_argument("--windows", default="256,512,1024,2048", metavar="A,B,…")
+    memory.add_argument("--lengths", default="1024,4096,7680,16384,65536", metavar="A,B,…", help="tokens of text")
+    memory.add_argument("--documents", default="1,2,4,8,16", metavar="A,B,…", help="composed together")
+    speed = command("speed", "measure speed, as ratios within one process")
+    speed.add_argument("--text", type=Path, metavar="FILE", help="a long text (default: the examples)")
+    speed.add_argument("--repeats", type=at_least(1), default=3, help="rounds that count (default 3)")
+    speed.add_argument("--lengths", default="1024,2048,4096,8192", metavar="A,B,…", help="tokens, within the positions")
+    speed.add_argument("--long-lengths", default="16384,32768,65536", metavar="A,B,…", help="tokens, beyond them")
+    speed.add_argument("--exponent-lengths", default="2048,4096,8192,16384,32768,65536,131072", metavar="A,B,…",
+                       help="tokens: how memorizing grows")  # fmt: skip
+    speed.add_argument("--passages", default="1000,10000,100000", metavar="A,B,…", help="in a collection")
+    speed.add_argument("--visitors", default="1,4,8", metavar="A,B,…", help="asking at once")
+    report = command("report", "write RESULTS.md from the JSON files")
+    report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
+                        help=f"with qa/NAME.json, memory.json, speed.json (default {RESULTS})")  # fmt: skip
+
+
+def several(chosen: argparse.Namespace, *names: str) -> dict[str, list[int]]:
+    """Arguments like "4,8" as lists of numbers. Raises SettingsError."""
+    found = {}
+    for name in names:
+        text = getattr(chosen, name)
+        try:
+            found[name] = [int(part) for part in text.split(",") if part.strip()]
+        except ValueError:
+            told = f"--{name.replace('_', '-')} is {text!r}."
+            raise SettingsError(told, "It must be whole numbers with commas between.") from None
+    return found
+
+
+def rows_of(out: Path, about: dict[str, Any]) -> Any:
+    """The rows beside `out`, for a run that is told apart by `about`."""
+    from memo.evaluate.rows import Rows
+
+    return Rows(out.with_suffix(".rows.jsonl"), about)
+
+
+def settings_of(chosen: argparse.Namespace) -> Settings:
+    settings = from_environment()
+    if chosen.memory_weights:
+        settings = replace(settings, memory_weights=chosen.memory_weights)
+    if getattr(chosen, "ratio", 0):
+        settings = replace(settings, ratio=chosen.ratio)
+    return settings
+
+
+def run_qa(chosen: argparse.Namespace) -> dict[str, Any]:
+    from memo.evaluate import data, hub, qa
+    from memo.models import Models
+
+    strategies = [name.strip() for name in chosen.strategies.split(",") if name.strip()] or list(EVERY)
+    if unknown := [name for name in strategies if name not in EVERY]:
+        raise SettingsError(f"No strategy is named {unknown[0]!r}.", f"Choose from: {', '.join(EVERY)}.")
+    settings = settings_of(chosen)
+    folder = hub.fetch(chosen.data, chosen.split, settings.cache) if hub.is_hub(chosen.data) else Path(chosen.data)
+    field, equals, value = chosen.where.partition("=")
+    if chosen.where and not equals:
+        raise SettingsError(f"--where is {chosen.where!r}.", "It must be FIELD=VALUE.")
+    where = (field, value) if equals else None
+    questions = data.load(folder, chosen.split, chosen.context, chosen.limit, chosen.seed, chosen.each, where)
+    if questions.skipped:
+        tell(f"{questions.skipped} questions have no document in docs.jsonl and are left out.")
+    models = Models(settings)
+    about = {
+        "measure": "qa", "set": questions.name, "split": questions.split, "context": chosen.context,
+        "strategies": strategies, "models": models.names(), "sizes": qa.sizes(settings),
+        "weights": models.memory_model().weights_fingerprint,
+    }  # fmt: skip
+    rows = rows_of(chosen.out, about)
+    results = qa.evaluate(
+        questions, models, settings, strategies, rows, chosen.answer_every, chosen.timed, chosen.seed, tell
+    )
+    show(results)
+    return {"context": chosen.context} | results
+
+
+def tell(line: object) -> None:
+    """A line of progress or a row."""
+    print(line if isinstance(line, str) else json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def show(results: dict[str, Any]) -> None:
+    """A table of the means, strategies down, metrics across."""
+    columns = ("recall@1", "recall@3", "recall@5", "recall@10", "reciprocal_rank", "exact_match", "f1", "contains",
+               "rouge_l", "cited", "supported", "answered_anyway", "prompt_tokens", "seconds")  # fmt: skip
+    there = [c for c in columns if any(c in found for found in results["strategies"].values())]
+    print(f"{'':20}" + "".join(f"{c[:10]:>11}" for c in there))
+    for name, found in results["strategies"].items():
+        print(f"{name:20}" + "".join(f"{found[c]['mean']:11.3f}" if c in found else f"{'':11}" for c in there))
+
+
+def run_memory(chosen: argparse.Namespace) -> dict[str, Any]:
+    from memo.evaluate import data, memory
+    from memo.models import Models
+
+    if chosen.texts:
+        texts = [(path.name, path.read_text(encoding="utf-8")) for path in chosen.texts]
+    else:
+        documents = data.lines(chosen.data, "docs")
+        texts = [
+            (line["doc_id"], line["text"]) for line in documents if chosen.split in ("", line.get("split"))
+        ]  # fmt: skip
+    if not texts:
+        raise NothingToAsk("There is no text to measure on.", "Choose another split.")
+    models = Models(settings_of(chosen))
+    results = memory.evaluate(
+        texts, models.memory_model(), **several(chosen, "ratios", "windows", "lengths", "documents"),
+        seed=chosen.seed, limit=chosen.limit or None, rows=chosen.out.with_suffix(".rows.jsonl"), tell=tell,
+    )  # fmt: skip
+    names = models.names()
+    results["what"]["models"] = {name: names[name] for name in ("memory", "memory_weights")}
+    return results
+
+
+def run_speed(chosen: argparse.Namespace) -> dict[str, Any]:
+    from memo.evaluate import speed
+    from memo.models import Models
+
+    settings = from_environment()
+    examples = sorted((Path(__file__).parents[2] / "assets" / "examples").glob("*.md"))
+    sources = [chosen.text] if chosen.text else examples
+    text = "\n\n".join(path.read_text(encoding="utf-8") for path in sources)
+    with tempfile.TemporaryDirectory() as folder:
+        return speed.evaluate(
+            Models(settings), settings, Path(folder), text=text, repeats=chosen.repeats,
+            **several(chosen, "lengths", "long_lengths", "exponent_lengths", "passages", "visitors"),
+            rows=chosen.out.with_suffix(".rows.jsonl"), tell=tell,
+        )  # fmt: skip
+
+
+def check_out(out: Path) -> None:
+    """Raises SettingsError if no results can be written there: better now than after hours."""
+    if out.suffix != ".json" or out.is_dir():
+        raise SettingsError(f"--out is {str(out)!r}.", "It must name a file that ends in .json.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise SettingsError(f"Nothing can be written to {out.parent}: {error.strerror}.") from None
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Runs a measurement and writes its file."""
+    from memo.evaluate.record import write
+
+    if chosen.measure == "report":
+        from memo.evaluate.report import report
+
+        if not any(chosen.results.glob("**/*.json")):
+            raise SettingsError(f"There are no results in {chosen.results}.", "It needs qa/NAME.json or others.")
+        report(chosen.results, chosen.results / "RESULTS.md")
+        print(f"Wrote {chosen.results / 'RESULTS.md'}.")
+        return 0
+    check_out(chosen.out)
+    results = {"qa": run_qa, "memory": run_memory, "speed": run_speed}[chosen.measure](chosen)
+    write(chosen.out, results, "memo")
+    print(f"Wrote {chosen.out}.")
+    return 0

@@ -1,0 +1,215 @@
+"""The report: RESULTS.md, made from the JSON files of the measurements and from nothing else.
+
+In: a folder with qa/<set>.json, memory.json and speed.json, of which any may be missing. Out: Markdown; the same bytes
+for the same files. What a reader wants first comes first; every number and where it is from stand at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from memo.errors import SettingsError
+from memo.evaluate.report_sets import ablation, answers, by_value, losses, retrieval
+from memo.evaluate.report_tables import (
+    ENOUGH,
+    Column,
+    against_rag,
+    certain,
+    difference,
+    fast,
+    kept,
+    one_set,
+    ratio,
+    table,
+)
+from memo.models import write_atomic
+from memo.plots_style import Results
+
+NEEDED = {  # what `results` of a file has at least
+    "qa": ("set", "split", "context", "language", "questions", "answered", "libraries", "what", "strategies",
+           "against_rag", "failed"),
+    "memory": ("what", "rows"),
+    "speed": ("what", "memorize", "first_clue", "bytes", "load", "exponent", "compare", "search", "visitors", "peak"),
+}  # fmt: skip
+MULTI_HOP = ("hotpotqa", "musique", "2wiki")
+MODELS = ("memory", "memory_weights", "generator", "embedder")
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """{"qa": {name of the file: its content}, "memory": content or None, "speed": content or None}.
+
+    Raises:
+        SettingsError: a file is no JSON, or holds something else than its name says.
+    """
+    sets = {path.stem: _read(path, "qa") for path in sorted((folder / "qa").glob("*.json"))}
+    single = ((name, folder / f"{name}.json") for name in ("memory", "speed"))
+    return {"qa": sets} | {name: _read(path, name) if path.exists() else None for name, path in single}
+
+
+def _read(path: Path, kind: str) -> dict[str, Any]:
+    hint = "Measure it again, or delete it."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        results = content["results"]
+        missing = [name for name in ("command", "machine", "commit", "date") if name not in content]
+        missing += [name for name in NEEDED[kind] if name not in results]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{path} is not a file of results.", hint) from error
+    if missing:
+        raise SettingsError(f"{path} lacks {', '.join(missing)}.", hint)
+    return content
+
+
+def report(folder: Path, out: Path) -> None:
+    """Writes the report about the files in `folder`.
+
+    Raises:
+        SettingsError: one of them cannot be read; `out` is as it was.
+    """
+    files = load(folder)
+    sets = {name: content["results"] for name, content in files["qa"].items()}
+    memory, speed = (files[name] and files[name]["results"] for name in ("memory", "speed"))
+    parts = ["# Results", *opening(sets, memory, speed), *targets(sets, speed)]
+    if sets:
+        parts += retrieval(sets) + answers(sets) + ablation(sets) + losses(sets)
+    else:
+        parts += ["## Retrieval and answers", "Not measured: there is no file in `qa/`."]
+    parts += kept(memory) if memory else ["## The memory", "Not measured: there is no `memory.json`."]
+    parts += fast(speed) if speed else ["## Speed", "Not measured: there is no `speed.json`."]
+    parts += limits(sets, memory, speed)
+    if any((sets, memory, speed)):
+        parts += ["## Every number", *(part for name, results in sets.items() for part in one_set(name, results))]
+        parts += [*settings(sets), *sources(files)]
+    write_atomic(out, "\n\n".join(parts) + "\n")
+
+
+# --- what was measured, and what was aimed at ------------------------------------------------------------------------
+
+
+def opening(sets: Mapping[str, Results], memory: Results | None, speed: Results | None) -> list[str]:
+    """A few sentences: what was measured, with which models, and how to read a difference."""
+    what = []
+    if sets:
+        asked, answered = (sum(results[name] for results in sets.values()) for name in ("questions", "answered"))
+        told = f"{len(sets)} question set{'s' * (len(sets) > 1)} with {asked:,} questions, {answered:,} of them"
+        what.append(told + " answered, by strategies that differ only in what they read")
+    what += [f"what the memory keeps of {len(memory['what']['texts'])} texts"] if memory else []
+    what += ["speed"] if speed else []
+    if not what:
+        return ["Nothing is measured yet."]
+    sentences = [f"Measured: {'; '.join(what)}."]
+    if sets:
+        models = {key: by_value(sets, lambda r, key=key: r["what"].get(key, "not told")) for key in MODELS}
+        weights = models.pop("memory_weights")
+        told = [f"{key} {model}" for key, model in models.items()]
+        sentences.append(f"Models: {', '.join(told)}; memory weights: {weights}.")
+        sentences.append(
+            "A difference is of the same questions and stands with its 95 % interval, drawn over libraries of"
+            " documents, not over questions; where there are fewer than three, the mean stands alone. `*`: the interval"
+            f" holds no zero, and there are at least {ENOUGH} questions."
+        )
+    return [" ".join(sentences)]
+
+
+def targets(sets: Mapping[str, Results], speed: Results | None) -> list[str]:
+    """What was aimed at, and whether it is met."""
+    leads = {
+        name: lead for name, results in sets.items()
+        if (lead := against_rag(results, "memorag", "recall@3")) and lead["n"] >= ENOUGH
+    }  # fmt: skip
+    hops = {name: lead for name, lead in leads.items() if sets[name]["set"].startswith(MULTI_HOP)}
+    rows = []
+    for target, some, enough in (
+        ("recall@3 of memorag at least rag’s on every set", leads, lambda lead: lead["mean"] >= 0),
+        ("recall@3 of memorag above rag’s on multi-hop sets", hops, lambda lead: lead["mean"] > 0),
+    ):
+        bad = [f"{name} {difference(lead)}" for name, lead in some.items() if not enough(lead)]
+        starred = sum(enough(lead) and certain(lead) for lead in some.values())
+        told = f"{len(some) - len(bad)} of {len(some)} sets, {starred} of them beyond the interval"
+        told += f"; not on {', '.join(bad)}" if bad else ""
+        rows.append((target, told, not bad) if some else (target, "", None))
+    speed = speed or {part: [] for part in NEEDED["speed"]}
+    again = (row for row in speed["first_clue"] if row["instead"] == "reading the text again")
+    for target, row, told, met in (
+        ("memorizing at least 0.8 times as fast as a plain prefill, at every length",
+         min(speed["memorize"], key=lambda row: row["ratio"], default=None),
+         lambda row: f"{ratio(row)} at {row['tokens']:,} tokens, the least", lambda row: row["ratio"] >= 0.8),
+        ("seconds of memorizing grow at most as tokens^1.1",
+         next((row for row in speed["exponent"] if "exponent" in row), None),
+         lambda row: f"tokens^{row['exponent']:.2f}", lambda row: row["exponent"] <= 1.1),
+        ("first clue at least 30 times sooner than reading about 8k tokens again",
+         next((row for row in again if 7000 < row["tokens"] < 9500), None),
+         lambda row: f"{ratio(row)} at {row['tokens']:,} tokens", lambda row: row["ratio"] >= 30),
+        ("four answers at once take at most 1.6 times the slowest of them",
+         next((row for row in speed["compare"] if row["over"] == "the slowest of the four"), None),
+         ratio, lambda row: row["ratio"] <= 1.6),
+    ):  # fmt: skip
+        rows.append((target, told(row), met(row)) if row else (target, "", None))
+    words = {True: "yes", False: "**no**", None: "not measured"}
+    columns: list[Column] = [("measured", lambda r: r[1]), ("met", lambda r: words[r[2]])]
+    return ["## Targets", table(rows, ("target", lambda r: r[0]), *columns)]
+
+
+# --- what to make of it, and where it is from ------------------------------------------------------------------------
+
+
+def limits(sets: Mapping[str, Results], memory: Results | None, speed: Results | None) -> list[str]:
+    """What a reader could take from the numbers that is not in them."""
+    about = [results["what"] for results in sets.values()]
+    about += [results["what"].get("models", {}) for results in (memory, speed) if results]
+    korean = [name for name, results in sets.items() if results["language"] == "ko"]
+    points = []
+    if any(what.get("memory_weights") == "untrained" for what in about):
+        points.append("The memory weights are untrained copies of the model’s own: what training adds is not measured.")
+    if any("SmolLM2" in str(what.get("generator", "")) for what in about):
+        points.append("SmolLM2-135M-Instruct is a very small model: a larger one may order the strategies otherwise.")
+    if any("MiniLM" in str(sets[name]["what"].get("embedder", "")) for name in korean):
+        points.append(f"The embedded model and embedder are English: {', '.join(korean)} rests on shared characters.")
+    if sets:
+        points += [
+            "Recall counts a passage that holds the place of the evidence, not whether the generator can use it.",
+            "Intervals are about other documents of the same set, not about other sets, models or prompts;"
+            " of so many comparisons some lie beyond their interval by chance.",
+            f"A difference is starred, and a loss bold, only with at least {ENOUGH} questions: below that the interval"
+            " itself cannot be trusted.",
+        ]
+    if few := [f"{name} {r['libraries']}" for name, r in sets.items() if 3 <= r["libraries"] < ENOUGH]:
+        points.append(
+            f"Intervals are drawn over libraries; where those are fewer than {ENOUGH}, they tend to be too narrow, so"
+            f" that even a star says little: {', '.join(few)}."
+        )
+    if any("seconds" in values for results in sets.values() for values in results["strategies"].values()):
+        points.append("Seconds of answers rest on very few questions, and grow with the length of the answer.")
+    if speed:
+        points.append("Ratios of speed carry over to other machines better than seconds do, but not exactly.")
+    return ["## What the numbers do not say", "\n".join(f"* {point}" for point in points)] if points else []
+
+
+def settings(sets: Mapping[str, Results]) -> list[str]:
+    """What all strategies share, and what each gets."""
+    if not sets:
+        return []
+    keys = [key for key in next(iter(sets.values()))["what"] if key != "strategies"]
+    told = {name: words for results in sets.values() for name, words in results["what"]["strategies"].items()}
+    values = [f"{key.replace('_', ' ')} {by_value(sets, lambda r, key=key: r['what'].get(key, 'not told'))}"
+              for key in keys]  # fmt: skip
+    return [
+        "All strategies have the same generator, answer prompt, budget of passages and decoding: "
+        + "; ".join(values) + ".",
+        table(told.items(), ("strategy", lambda one: one[0]), ("what it gets", lambda one: one[1])),
+    ]  # fmt: skip
+
+
+def sources(files: Mapping[str, Any]) -> list[str]:
+    """Files, commands, commits, machines."""
+    named = [(f"qa/{name}.json", content) for name, content in files["qa"].items()]
+    named += [(f"{name}.json", files[name]) for name in ("memory", "speed") if files[name]]
+    return [
+        "Made by `python -m memo evaluate report` from the files below, and from nothing else.",
+        table(named, ("file", lambda f: f[0]), ("command", lambda f: f"`{f[1]['command']}`"),
+              ("commit", lambda f: f[1]["commit"]), ("date", lambda f: f[1]["date"]),
+              ("machine", lambda f: "{processor}, {cores} cores {gpu}".format(**f[1]["machine"]).strip())),
+    ]  # fmt: skip
