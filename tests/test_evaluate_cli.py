@@ -67,6 +67,36 @@ def test_wrong_use_is_told_in_a_line_and_leaves_nothing(folder, tmp_path, capsys
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("--limit", "-1"), ("--ratio", "65"), ("--ratio", "0"), ("--answer-every", "0"), ("--each", "x"), ("--seed", "?")],
+)
+def test_numbers_out_of_range_are_refused(folder, tmp_path, capsys, name, value):
+    with pytest.raises(SystemExit) as stopped:
+        run("qa", "--data", folder, "--split", "dev", "--out", tmp_path / "out.json", name, value)
+    assert stopped.value.code == 2 and f"{value!r} is no whole number from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["results.txt", "folder.json", "file/results.json"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(folder, tmp_path, capsys, out):
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").write_text("")
+    assert run("qa", "--data", "nowhere", "--split", "dev", "--out", tmp_path / out) == 2
+    said = capsys.readouterr().err
+    assert ("--out is" in said or "Nothing can be written to" in said) and "nowhere" not in said
+
+
+def test_files_that_cannot_be_read_are_told_in_a_line(tmp_path, capsys):
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    for text in (tmp_path / "latin.txt", tmp_path / "none.txt", tmp_path):
+        assert run("memory", "--texts", text, "--out", tmp_path / "out.json") == 2
+        said = capsys.readouterr().err
+        assert said.startswith("memo: ") and "Traceback" not in said
+    (tmp_path / "empty").mkdir()
+    assert run("report", "--results", tmp_path / "empty") == 2
+    assert "There are no results in" in capsys.readouterr().err
+
+
 def test_memory_speed_and_report_write_what_they_measured(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MEMO_WINDOW", "64")
     results, text = tmp_path / "results", tmp_path / "text.txt"

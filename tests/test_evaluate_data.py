@@ -150,6 +150,28 @@ def test_bad_sets_are_refused_by_what_is_wrong(tmp_path, folder):
     write(folder, "none", [QUESTIONS[4]])
     with pytest.raises(SettingsError, match="has a document"):
         data.load(folder, "none", "group")
+    write(folder, "twice", [QUESTIONS[0], QUESTIONS[0]])
+    with pytest.raises(SettingsError, match="'q1' comes twice"):
+        data.load(folder, "twice", "group")
+    (folder / "latin.jsonl").write_bytes('{"id": "é"}\n'.encode("latin-1"))
+    with pytest.raises(SettingsError, match="at line 1: it is not UTF-8"):
+        data.load(folder, "latin", "group")
+    (folder / "list.jsonl").write_text('{"id": 1}\n[1]\n')
+    with pytest.raises(SettingsError, match="at line 2: it is no JSON object"):
+        data.load(folder, "list", "group")
+
+
+def test_one_text_in_the_place_of_a_list_is_a_list_of_one(tmp_path, folder):
+    line = {"id": "1", "doc_id": "bridge", "question": "When?", "answers": "1903", "evidence": "The bridge fell"}
+    write(folder, "plain", [line, {"id": "2", "doc_id": "bridge", "question": "Who built it?", "answers": []}])
+    asked = by_id(data.load(folder, "plain", "group"))
+    assert asked["1"].answers == ("1903",) and told(asked["1"]) == [["The bridge fell"]]
+    assert asked["1"].answerable and not asked["2"].answerable  # without answers there is none
+
+
+def test_questions_without_a_document_are_counted(folder):
+    assert data.load(folder, "dev", "group").skipped == 1
+    assert data.load(folder, "dev", "group", where=("kind", "x")).skipped == 0
 
 
 # --- sets of the hub, as local files that `datasets` reads -----------------------------------------------------------
@@ -191,3 +213,5 @@ def test_a_set_of_the_hub_with_other_columns_is_refused(tmp_path, monkeypatch):
         hub.fetch(f"hub:{source}", "train", tmp_path)
     with pytest.raises(SettingsError, match="cannot be loaded"):
         hub.fetch(f"hub:{tmp_path / 'nothing'}", "train", tmp_path)
+    with pytest.raises(SettingsError, match="names no set"):
+        hub.fetch("hub:", "train", tmp_path)

@@ -74,7 +74,8 @@ def test_more_questions_use_the_rows_of_fewer(asked, tiny_models, tiny_settings)
     evaluate(few, tiny_models, tiny_settings, rows, ["rag", "memorag"], answer_every=3)
     told = []
     more = evaluate(asked, tiny_models, tiny_settings, rows, ["rag", "memorag"], answer_every=3, tell=told.append)
-    assert told == ["12 of 12 questions"] and more["questions"] == 12 and more["answered"] == 4
+    assert told == ["1 units of work are there from before.", "12 of 12 questions"]
+    assert more["questions"] == 12 and more["answered"] == 4
     assert more == evaluate(asked, tiny_models, tiny_settings, None, ["rag", "memorag"], answer_every=3)
 
 

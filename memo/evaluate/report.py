@@ -116,21 +116,23 @@ def opening(sets: Mapping[str, Results], memory: Results | None, speed: Results 
 
 def targets(sets: Mapping[str, Results], speed: Results | None) -> list[str]:
     """What was aimed at, and whether it is met."""
-    leads = {
-        name: lead for name, results in sets.items()
-        if (lead := against_rag(results, "memorag", "recall@3")) and lead["n"] >= ENOUGH
-    }  # fmt: skip
+    leads = {name: lead for name, r in sets.items() if (lead := against_rag(r, "memorag", "recall@3"))}
     hops = {name: lead for name, lead in leads.items() if sets[name]["set"].startswith(MULTI_HOP)}
     rows = []
     for target, some, enough in (
         ("recall@3 of memorag at least rag’s on every set", leads, lambda lead: lead["mean"] >= 0),
         ("recall@3 of memorag above rag’s on multi-hop sets", hops, lambda lead: lead["mean"] > 0),
     ):
-        bad = [f"{name} {difference(lead)}" for name, lead in some.items() if not enough(lead)]
-        starred = sum(enough(lead) and certain(lead) for lead in some.values())
-        told = f"{len(some) - len(bad)} of {len(some)} sets, {starred} of them beyond the interval"
-        told += f"; not on {', '.join(bad)}" if bad else ""
-        rows.append((target, told, not bad) if some else (target, "", None))
+        judged = {name: lead for name, lead in some.items() if lead["n"] >= ENOUGH}
+        bad = [f"{name} {difference(lead)}" for name, lead in judged.items() if not enough(lead)]
+        starred = sum(enough(lead) and certain(lead) for lead in judged.values())
+        few = [name for name in some if name not in judged]
+        told = [
+            f"{len(judged) - len(bad)} of {len(judged)} sets, {starred} of them beyond the interval" if judged else "",
+            f"not on {', '.join(bad)}" if bad else "",
+            f"fewer than {ENOUGH} questions: {', '.join(few)}" if few else "",
+        ]
+        rows.append((target, "; ".join(filter(None, told)), not bad if judged else None))
     speed = speed or {part: [] for part in NEEDED["speed"]}
     again = (row for row in speed["first_clue"] if row["instead"] == "reading the text again")
     for target, row, told, met in (
