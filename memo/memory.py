@@ -244,9 +244,9 @@ class MemoryModel:
         surprise = torch.empty(len(ids), device=ids.device)
         # the first token of a text has nothing before it: it always gets a slot, and serves as the attention sink
         surprise[0] = torch.inf if last_logits is None else surprisal(last_logits[None], ids[:1])[0]
-        for part in range(0, len(ids) - 1, 128):  # in parts: (l, V) logits would be the largest tensor of all
-            targets = ids[part + 1 : part + 129]
-            surprise[part + 1 : part + 129] = surprisal(self.logits(hidden[part : part + len(targets)]), targets)
+        for part in range(0, len(ids) - 1, 64):  # in parts: (l, V) logits would be the largest tensor, and slow to make
+            targets = ids[part + 1 : part + 65]
+            surprise[part + 1 : part + 65] = surprisal(self.logits(hidden[part : part + len(targets)]), targets)
         next_logits = self.logits(hidden[-1])
         places = place(surprise, -(-len(ids) // ratio))  # (k,)
         with memory_projections(self.model, self.weights):
