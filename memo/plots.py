@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from memo.evaluate.strategies import PARTS, WITH_PASSAGES
 from memo.plots_style import (
     CONTEXTS,
     INK,
@@ -28,7 +29,6 @@ from memo.plots_style import (
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-RANKING = ("bm25", "rag", "hyde", "rq_rag", "memorag")  # the strategies that look passages up
 DIVERGING = [[0, "#8a3c00"], [0.25, "#e39a5f"], [0.5, "#f4f1ea"], [0.75, "#5fbfa2"], [1, "#00614a"]]
 RISING = [[0, "#f4f1ea"], [0.5, "#5fbfa2"], [1, "#00513d"]]
 METRICS = {
@@ -44,7 +44,7 @@ def recall(results: Results) -> Figure:
     """Share of the evidence among the first k passages, by strategy: one set."""
     figure = empty(360, "first k passages", "share of the evidence found")
     depths = (1, 3, 5, 10)
-    for name in RANKING:
+    for name in (name for name in WITH_PASSAGES if name not in PARTS):
         found = {k: v for k in depths if (v := results["strategies"].get(name, {}).get(f"recall@{k}"))}
         if found:
             figure.add_trace(points(name, [str(k) for k in found], list(found.values()), "recall@%{x}"))
@@ -78,7 +78,7 @@ def ablation(sets: Mapping[str, Results], metric: str = "recall@3") -> Figure:
     measured = {name: results["against_rag"] for name, results in sets.items() if "memorag" in results["against_rag"]}
     parts = [
         part for part in dict.fromkeys(part for found in measured.values() for part in found)
-        if part.startswith("memorag") or part == "pointers"
+        if part == "memorag" or part in PARTS
     ]  # fmt: skip
     cells = [[found.get(part, {}).get(metric) for found in measured.values()] for part in parts]
     drawn = [[cell["mean"] if cell else None for cell in row] for row in cells]

@@ -6,8 +6,8 @@ their rounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from memo.plots_style import FAINT, GREEN, INK, SIGNS, Results, doubling, empty, line, number, style
 
@@ -41,9 +41,7 @@ def first_clue(speed: Results) -> Figure:
     """How many times sooner the first clue is there than without a memory, by length of the text."""
     figure = empty(340, "tokens of the text", "times sooner")
     rows = speed["first_clue"]
-    for sign, instead in zip(SIGNS, dict.fromkeys(row["instead"] for row in rows), strict=False):
-        some = [row for row in rows if row["instead"] == instead]
-        line(figure, f"than {instead}", sign, [row["tokens"] for row in some], _ratios(some), "tokens")
+    _lines(figure, rows, "instead", lambda instead: f"than {instead}", "tokens")
     doubling(figure, [row["tokens"] for row in rows])
     figure.update_yaxes(type="log", dtick="D2", tickformat=",~r")
     return figure
@@ -100,9 +98,7 @@ def visitors(speed: Results) -> Figure:
     """How many times longer the first clue takes when several ask at once."""
     figure = empty(320, "visitors who ask at once", "times the wait of one alone")
     rows = speed["visitors"]
-    for sign, of in zip(SIGNS, dict.fromkeys(row["of"] for row in rows), strict=False):
-        some = [row for row in rows if row["of"] == of]
-        line(figure, f"the {of} visitor", sign, [row["visitors"] for row in some], _ratios(some), "visitors")
+    _lines(figure, rows, "of", lambda of: f"the {of} visitor", "visitors")
     figure.update_xaxes(tickvals=sorted({row["visitors"] for row in rows}))
     figure.update_yaxes(rangemode="tozero")
     return figure
@@ -111,11 +107,8 @@ def visitors(speed: Results) -> Figure:
 def search(speed: Results) -> Figure:
     """A search in Chroma over embedding its queries, by passages in the collection."""
     figure = empty(320, "passages (random vectors)", "search / embedding")
-    rows = speed["search"]
-    for sign, queries in zip(SIGNS, sorted({row["queries"] for row in rows}), strict=False):
-        some = [row for row in rows if row["queries"] == queries]
-        name = f"{queries} quer{'y' if queries == 1 else 'ies'} at once"
-        line(figure, name, sign, [row["passages"] for row in some], _ratios(some), "passages")
+    rows = sorted(speed["search"], key=lambda row: row["queries"])
+    _lines(figure, rows, "queries", lambda n: f"{n} quer{'y' if n == 1 else 'ies'} at once", "passages")
     sizes = sorted({row["passages"] for row in rows})
     figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{one:,}" for one in sizes])
     figure.update_yaxes(rangemode="tozero")
@@ -148,6 +141,13 @@ def _by_tokens(rows: Sequence[Results], title: str) -> Figure:
     doubling(figure, tokens)
     figure.update_layout(showlegend=False)
     return figure
+
+
+def _lines(figure: Figure, rows: Sequence[Results], of: str, name: Callable[[Any], str], over: str) -> None:
+    """A line of ratios for each value of the column `of`, over the column `over`."""
+    for sign, value in zip(SIGNS, dict.fromkeys(row[of] for row in rows), strict=False):
+        some = [row for row in rows if row[of] == value]
+        line(figure, name(value), sign, [row[over] for row in some], _ratios(some), over)
 
 
 def _ratios(rows: Iterable[Results]) -> list[Results]:

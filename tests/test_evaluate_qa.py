@@ -8,7 +8,7 @@ import tiny
 from memo import clues as recall
 from memo.answers import Ask
 from memo.errors import BackendError
-from memo.evaluate import qa, strategies
+from memo.evaluate import qa, strategies, summary
 from memo.evaluate.data import Question, QuestionSet, Shelf
 from memo.evaluate.rows import Rows
 from memo.evaluate.strategies import EVERY, PARTS, WITH_PASSAGES, Part, WordIndex, recalled
@@ -184,7 +184,7 @@ def test_means_and_paired_differences_by_hand(asked):
         (1, {"strategy": "bm25", "ranked": [miss, miss, hit]}),
         (2, {"strategy": "bm25", "ranked": [hit]}),  # rag has no row for it: not in the difference
     )
-    found = qa.summarise(asked, told)
+    found = summary.summarise(asked, told)
     assert found["strategies"]["rag"]["recall@1"]["mean"] == 0
     assert found["strategies"]["rag"]["recall@3"]["mean"] == 0.5
     assert found["strategies"]["rag"]["reciprocal_rank"]["mean"] == 0.25
@@ -197,9 +197,9 @@ def test_intervals_draw_shelves_and_of_one_shelf_questions(asked):
     hit, miss = [MILL.id, 0, len(MILL.text)], [MILL.id, 300, 310]
     told = rows(*((i, {"strategy": "rag", "ranked": [hit if i % 2 else miss]}) for i in range(6)))
     one = dataclasses.replace(asked, questions=asked.questions[:6])
-    low = qa.summarise(one, told)["strategies"]["rag"]["recall@1"]["low"]
+    low = summary.summarise(one, told)["strategies"]["rag"]["recall@1"]["low"]
     assert 0 < low < 0.5
-    assert qa.summarise(asked, told)["strategies"]["rag"]["recall@1"]["low"] is None  # rows of one of two shelves
+    assert summary.summarise(asked, told)["strategies"]["rag"]["recall@1"]["low"] is None  # rows of one of two shelves
 
 
 def test_citations_are_supported_by_the_evidence_or_the_answer(asked):
@@ -207,18 +207,18 @@ def test_citations_are_supported_by_the_evidence_or_the_answer(asked):
     inside, elsewhere = [MILL.id, at, at + 20], [MILL.id, 200, 230]
     row = {"question": "q0", "strategy": "rag", "answer": "Anna Okafor bought it. She did.", "prompt_tokens": 9,
            "cited": {"sentences": 2, "places": [inside]}}  # fmt: skip
-    found = qa.measured(row, asked.questions[0], "en")
+    found = summary.measured(row, asked.questions[0], "en")
     assert (found["cited"], found["supported"], found["contains"]) == (0.5, 1.0, 1.0)
     row["cited"] = {"sentences": 2, "places": [inside, elsewhere]}
-    found = qa.measured(row, asked.questions[0], "en")
+    found = summary.measured(row, asked.questions[0], "en")
     assert (found["cited"], found["supported"]) == (1.0, 0.5)
     row["cited"]["places"] = []
-    assert "supported" not in qa.measured(row, asked.questions[0], "en")  # no citation is neither right nor wrong
+    assert "supported" not in summary.measured(row, asked.questions[0], "en")  # no citation is neither right nor wrong
 
 
 def test_an_unanswerable_question_is_answered_anyway_or_refused(asked):
     row = {"question": "q11", "strategy": "closed_book", "prompt_tokens": 9, "cited": {"sentences": 1, "places": []}}
-    measured = lambda text: qa.measured(row | {"answer": text}, asked.questions[11], "en")  # noqa: E731
+    measured = lambda text: summary.measured(row | {"answer": text}, asked.questions[11], "en")  # noqa: E731
     assert measured("It is Bob.")["answered_anyway"] == 1
     assert measured("The text does not say.")["answered_anyway"] == 0
     assert "f1" not in measured("It is Bob.")

@@ -18,14 +18,14 @@ from memo.evaluate.report_tables import (
     certain,
     counts,
     difference,
-    is_part,
     signed,
     table,
 )
-from memo.plots import RANKING
+from memo.evaluate.strategies import EVERY, PARTS, WITH_PASSAGES
 from memo.plots_style import Results, number
 
-ANSWERING = ("closed_book", "full_context", "bm25", "rag", "hyde", "rq_rag", "memory_only", "memorag")
+ANSWERING = tuple(name for name in EVERY if name not in PARTS)
+RANKING = tuple(name for name in WITH_PASSAGES if name not in PARTS)
 RIVALS = tuple(name for name in RANKING if name not in ("rag", "memorag"))
 FEWER_IS_BETTER = ("answered_anyway",)
 
@@ -121,7 +121,7 @@ def _from_to(values: Sequence[int]) -> str:
 
 def ablation(sets: Sets) -> list[str]:
     """recall@3 without each part of memorag."""
-    parts = list(dict.fromkeys(s for results in sets.values() for s in results["against_rag"] if is_part(s)))
+    parts = list(dict.fromkeys(s for results in sets.values() for s in results["against_rag"] if s in PARTS))
     columns: list[Column] = [
         (part, lambda row, part=part: difference(against_rag(row[1], part, "recall@3"))) for part in ("memorag", *parts)
     ]

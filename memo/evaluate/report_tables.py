@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from memo.evaluate.strategies import PARTS
 from memo.plots import VALUES, at_base, memories
 from memo.plots_style import CONTEXTS, STYLES, Results, beyond, number, sure
 
@@ -78,11 +79,6 @@ def table(rows: Iterable[Any], *columns: Column) -> str:
 # --- a set -----------------------------------------------------------------------------------------------------------
 
 
-def is_part(strategy: str) -> bool:
-    """Whether it is memorag without something."""
-    return strategy.startswith("memorag-") or strategy == "pointers"
-
-
 def against_rag(results: Results, strategy: str, metric: str) -> Results | None:
     """The difference from rag on the same questions."""
     return results["against_rag"].get(strategy, {}).get(metric)
@@ -90,7 +86,7 @@ def against_rag(results: Results, strategy: str, metric: str) -> Results | None:
 
 def one_set(name: str, results: Results) -> list[str]:
     """What was found and what was said, folded away under the set's name."""
-    found = {s: values for s, values in results["strategies"].items() if not is_part(s)}
+    found = {s: values for s, values in results["strategies"].items() if s not in PARTS}
     lines = [
         f"<details><summary>{name}</summary>",
         f"{results['set']}, {results['split']}, language {results['language']}: {results['questions']} questions,"

@@ -21,6 +21,7 @@ import torch
 from memo import clues as recall
 from memo import memory_file
 from memo.answers import ASK_DOCUMENT, SYSTEM
+from memo.evaluate import probes
 from memo.evaluate.turns import in_turns, middle, seconds_of, short, times
 from memo.generate import LocalGenerator, Prompt
 from memo.memory import DocumentMemory, Memory, MemoryModel, inference, read_all
@@ -79,9 +80,7 @@ def cut(model: MemoryModel, text: str, tokens: int) -> str:
     for copy in range(1, math.ceil(tokens / max(1, have - 1))):
         place = len(text) * (copy * 3 % 7) // 7
         parts.append(text[place:] + "\n\n" + text[:place])
-    whole = "\n\n".join(parts)
-    ids, offsets = model.encode(whole)
-    return whole[: offsets[tokens][0]] if tokens < len(ids) else whole
+    return probes.cut(model, "\n\n".join(parts), tokens)[0]
 
 
 def memorize(bench: Bench, lengths: Sequence[int]) -> Table:
