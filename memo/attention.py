@@ -40,7 +40,7 @@ ROOM = 128  # a row's K, V grow by this many tokens at a time
 class Slots:
     """K and V of the memory tokens a sequence may look at; only ever read.
 
-    keys, values: per layer (1, J, M, D), keys rotated to positions 0 .. M-1.
+    keys, values: per layer (1, J, M, D), keys rotated to positions 0 .. M-1; (B, J, M, D) for texts read in step.
     """
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
@@ -51,7 +51,10 @@ class Slots:
 
 
 class Row:
-    """One sequence: the slots before it, and the K, V of its own tokens, which follow the slots in position."""
+    """One sequence: the slots before it, and the K, V of its own tokens, which follow the slots in position.
+
+    Or B sequences of the same length that are read in step, as in training: all shapes then begin with B for 1.
+    """
 
     def __init__(self, slots: Slots | None = None, watch: bool = False) -> None:
         self.slots = slots if slots is not None and len(slots) else None
@@ -82,7 +85,7 @@ class Row:
             for store, new in ((self._keys, key), (self._values, value)):
                 held = store[layer]
                 if held.shape[2] < end:
-                    room = held.new_empty(1, held.shape[1], end + ROOM, held.shape[3])
+                    room = held.new_empty(*held.shape[:2], end + ROOM, held.shape[3])
                     room[:, :, : self.length] = held[:, :, : self.length]
                     store[layer] = held = room
                 held[:, :, self.length : end] = new
@@ -104,15 +107,16 @@ def causal(row: Row, count: int, device: torch.device) -> Tensor | None:
 
 
 def beside(row: Row, places: Tensor) -> Tensor:
-    """What memory tokens see: the slots, the raw tokens before their place, and themselves. (k, M+N+k), True = seen.
+    """What memory tokens see: the slots, the raw tokens before their place, and themselves. True = seen.
 
-    places: (k,) indices of the raw tokens (the row's own, N of them) they sit at.
+    places: (B, k) indices of the raw tokens (the row's own, N of them) they sit at. -> (B, 1, k, M+N+k)
     """
-    slots, own, count = row.position - row.length, row.length, len(places)
+    slots, own, (batch, count) = row.position - row.length, row.length, places.shape
     device = places.device
-    before = torch.arange(own, device=device)[None, :] < places[:, None]  # (k, N)
-    memory = torch.ones(count, slots, dtype=torch.bool, device=device)
-    return torch.cat([memory, before, torch.eye(count, dtype=torch.bool, device=device)], dim=1)
+    memory = torch.ones(batch, count, slots, dtype=torch.bool, device=device)
+    before = torch.arange(own, device=device) < places[:, :, None]  # (B, k, N)
+    itself = torch.eye(count, dtype=torch.bool, device=device).expand(batch, -1, -1)
+    return torch.cat([memory, before, itself], dim=2)[:, None]
 
 
 def _within(visible: Tensor | None, count: int, total: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -122,18 +126,18 @@ def _within(visible: Tensor | None, count: int, total: int, window: int | None, 
     if visible is None:
         visible = torch.ones(count, total, dtype=torch.bool, device=device).tril(total - count)
     # every token, a memory token too, sees all that is before it and itself: how many these are tells its position
-    position = visible.sum(dim=1, keepdim=True) - 1  # (T, 1)
+    position = visible.sum(dim=-1, keepdim=True) - 1  # (T, 1)
     return visible & (torch.arange(total, device=device) > position - window)
 
 
 def _read(row: Row, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Tensor | None,
           window: int | None) -> Tensor:  # fmt: skip
-    """T new tokens of one sequence. query (1, H, T, D) -> (1, H, T, D)."""
+    """T new tokens of one sequence, or of B in step. query (B, H, T, D) -> (B, H, T, D)."""
     keys, values = row.append(layer, key, value)
     if row.slots is None and visible is None and query.shape[2] == 1:
-        # one token sees everything: its heads are the queries, (1, J, G, D)
+        # one token sees everything: its heads are the queries, (B, J, G, D)
         start = 0 if window is None else max(0, keys.shape[2] - window)
-        packed = query.view(1, keys.shape[1], -1, query.shape[3])
+        packed = query.view(len(query), keys.shape[1], -1, query.shape[3])
         out = scaled_dot_product_attention(packed, keys[:, :, start:], values[:, :, start:], scale=scaling)
         return out.view(query.shape)
     if row.slots is not None:
@@ -184,7 +188,7 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
            sliding_window: int | None = None, **rest: Any) -> tuple[Tensor, None]:  # fmt: skip
     """The attention function transformers calls in every layer. query (B, H, T, D) -> ((B, T, H, D), None).
 
-    Without `rows` it is transformers' own attention. With them, B = 1 (reading T tokens) or T = 1 (one token a row).
+    Without `rows` it is transformers' own attention. With them: one row reads T tokens, or each of B rows one.
     """
     if rows is None:
         return sdpa_attention_forward(
@@ -220,12 +224,11 @@ def run(model: PreTrainedModel, embeddings: Tensor, rows: list[Row], positions: 
 
     positions: (B, T), where each row goes on by default. visible: (T, M+N+T), causal by default; one row only.
     """
-    batch, count, _ = embeddings.shape
-    device = embeddings.device
+    count, device = embeddings.shape[1], embeddings.device
     if positions is None:
         starts = torch.tensor([row.position for row in rows], device=device)
         positions = starts[:, None] + torch.arange(count, device=device)
-    if visible is None and batch == 1 and count > 1:
+    if visible is None and len(rows) == 1 and count > 1:
         visible = causal(rows[0], count, device)
     decoder = model.get_decoder()
     hidden = decoder(
@@ -306,11 +309,14 @@ def memory_projections(model: PreTrainedModel, weights: MemoryWeights) -> Iterat
 def rotate(model: PreTrainedModel, keys: Tensor, positions: Tensor, back: bool = False) -> Tensor:
     """Keys (..., n, D) moved from position 0 to `positions` (n,), or back from there to position 0.
 
+    Or keys (B, J, n, D) to positions (B, n), which differ by text.
+
     RoPE turns pairs of dimensions by an angle proportional to the position, so turning by the negative angle undoes
     it; a model that scales its cosines and sines (YaRN) scales keys too, which `back` divides out. In float32.
     """
     x = keys.float()
-    cos, sin = model.get_decoder().rotary_emb(x, positions[None])  # (1, n, D)
+    cos, sin = model.get_decoder().rotary_emb(x, positions.view(-1, positions.shape[-1]))  # (1 or B, n, D)
+    cos, sin = (cos[0], sin[0]) if positions.dim() == 1 else (cos[:, None], sin[:, None])
     left, right = x.chunk(2, dim=-1)
     half = torch.cat([-right, left], dim=-1)
     if back:

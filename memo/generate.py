@@ -120,7 +120,7 @@ class PlainModel:
     """A causal language model of any architecture, as transformers runs it: it generates, but looks at no memory."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-        from memo.memory import Turn
+        from memo.turn import Turn
 
         self.model, self.tokenizer, self.turn = model, tokenizer, Turn()
         self.max_positions: int = getattr(model.config, "max_position_embeddings", None) or 2048

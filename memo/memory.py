@@ -16,8 +16,6 @@ text always keeps a slot, since every later token leans on it (attention sink).
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,44 +29,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from memo.attention import MemoryWeights, Row, Slots, beside, memory_projections, rotate, run
 from memo.errors import MemoryTooLong, SettingsError, UnknownDocument, WrongModel
 from memo.models import fingerprint, untrusted
+from memo.turn import Turn
 
 if TYPE_CHECKING:
     from memo.generate import Prompt
 
 RATIOS = (1, 2, 4, 8, 16, 32, 64)
 RESERVE = 1024  # positions kept free behind a memory, for a question and what is generated (a quarter at most)
-
-
-class Turn:
-    """A lock that is handed on in the order of asking, so that a long reading does not starve a short question."""
-
-    def __init__(self) -> None:
-        self._lock, self._waiting, self._busy = threading.Lock(), deque[threading.Event](), False
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._busy and not self._waiting:
-                self._busy = True
-                return
-            mine = threading.Event()
-            self._waiting.append(mine)
-        try:
-            mine.wait()
-        except BaseException:  # interrupted while waiting: the turn must not be handed to nobody
-            with self._lock:
-                given = mine not in self._waiting
-                if not given:
-                    self._waiting.remove(mine)
-            if given:
-                self.__exit__()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().set()  # busy goes over to the next in line
-            else:
-                self._busy = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +84,7 @@ def surprisal(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def place(surprise: Tensor, count: int) -> Tensor:
-    """The `count` most surprising places, in text order. (l,) -> (count,)"""
+    """The `count` most surprising places of each text, in text order. (B, l) -> (B, count)"""
     return surprise.topk(count).indices.sort().values
 
 
@@ -206,56 +173,64 @@ class MemoryModel:
         if held + -(-len(ids) // beta) > self.capacity(window):
             raise MemoryTooLong("The memory that is to be continued is full.", "Memorize the new text as a document.")
         shift = int(after.spans[-1, 1]) if after else 0
-        slots = self._rotated(after.keys, after.values) if after else None
-        last = after.last_logits.to(self.device) if after and after.last_logits is not None else None
+        slots = self.slots(after.keys[:, None], after.values[:, None]) if after else None
+        last = after.last_logits[None].to(self.device) if after and after.last_logits is not None else None
         keys, values, spans = ([after.keys], [after.values], [after.spans]) if after else ([], [], [])
         for start in range(0, len(ids), window):
             yield Reading(start, len(ids), held, beta)
             part = torch.tensor(ids[start : start + window], device=self.device)
             with torch.no_grad(), self.turn:
-                new_keys, new_values, places, last = self.read_window(part, slots, beta, last)
-                slots = self._extended(slots, new_keys, new_values)
-            keys.append(new_keys.cpu())
-            values.append(new_values.cpu())
+                new_keys, new_values, places, _, last = self.read_window(part[None], slots, beta, last)
+                slots = self.extended(slots, new_keys, new_values)
+            keys.append(new_keys[:, 0].cpu())
+            values.append(new_values[:, 0].cpu())
             stop = start + len(part)
             begin = offsets[start][0] if start else 0
             end = offsets[stop][0] if stop < len(ids) else len(text)
-            tiles = slot_spans(offsets[start:stop], places.tolist(), begin, end)
+            tiles = slot_spans(offsets[start:stop], places[0].tolist(), begin, end)
             spans.append(torch.tensor(tiles, dtype=torch.int64) + shift)
-            held += len(places)
+            held += places.shape[1]
         yield Reading(len(ids), len(ids), held, beta)
         yield DocumentMemory(
             document, torch.cat(keys, dim=2), torch.cat(values, dim=2), torch.cat(spans),
             len(ids) + (after.tokens if after else 0), beta, window, self.fingerprint, self.weights_fingerprint,
-            text_sha256, None if last is None else last.cpu(),
+            text_sha256, None if last is None else last[0].cpu(),
         )  # fmt: skip
 
     def read_window(
         self, ids: Tensor, slots: Slots | None, ratio: int, last_logits: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The two passes over one window. ids (l,) -> keys, values (L, J, k, D) at position 0, places (k,), logits (V,)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The two passes over one window of B texts that are read in step (one, but for training).
 
-        last_logits: (V,) the prediction of ids[0], None at the start of a text. Returns that of the token after ids.
+        ids (B, l) -> keys, values (L, B, J, k, D) at position 0, places (B, k), surprise (B, l), next logits (B, V)
+
+        last_logits: (B, V) the prediction of the first token, None at the start of a text.
         """
         row = Row(slots)
-        embeddings = self.model.get_input_embeddings()(ids[None])  # (1, l, E)
+        embeddings = self.model.get_input_embeddings()(ids)  # (B, l, E)
         first = row.position
-        hidden = run(self.model, embeddings, [row])[0]  # (l, E)
-        surprise = torch.empty(len(ids), device=ids.device)
+        hidden = run(self.model, embeddings, [row])  # (B, l, E)
         # the first token of a text has nothing before it: it always gets a slot, and serves as the attention sink
-        surprise[0] = torch.inf if last_logits is None else surprisal(last_logits[None], ids[:1])[0]
-        for part in range(0, len(ids) - 1, 64):  # in parts: (l, V) logits would be the largest tensor, and slow to make
-            targets = ids[part + 1 : part + 65]
-            surprise[part + 1 : part + 65] = surprisal(self.logits(hidden[part : part + len(targets)]), targets)
-        next_logits = self.logits(hidden[-1])
-        places = place(surprise, -(-len(ids) // ratio))  # (k,)
+        start = torch.full_like(ids[:, 0], torch.inf, dtype=torch.float32)  # (B,)
+        if last_logits is not None:
+            start = surprisal(last_logits, ids[:, 0])
+        surprise = torch.cat([start[:, None], self.surprise(hidden[:, :-1], ids[:, 1:])], dim=1)  # (B, l)
+        places = place(surprise.detach(), -(-ids.shape[1] // ratio))  # (B, k)
         with memory_projections(self.model, self.weights):
-            visible = beside(row, places)
-            run(self.model, embeddings[:, places] + self.weights.vector, [row], (places + first)[None], visible)
+            at = embeddings.gather(1, places[:, :, None].expand(-1, -1, embeddings.shape[2]))  # (B, k, E)
+            run(self.model, at + self.weights.vector, [row], places + first, beside(row, places))
         layers = range(len(self.weights.layers))
-        pairs = [row.own(layer, start=len(ids)) for layer in layers]  # (1, J, k, D) each
-        keys = torch.cat([rotate(self.model, k, places + first, back=True) for k, _ in pairs])
-        return keys, torch.cat([v for _, v in pairs]), places, next_logits
+        pairs = [row.own(layer, start=ids.shape[1]) for layer in layers]  # (B, J, k, D) each
+        keys = torch.stack([rotate(self.model, k, places + first, back=True) for k, _ in pairs])
+        return keys, torch.stack([v for _, v in pairs]), places, surprise, self.logits(hidden[:, -1])
+
+    def surprise(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """-log p of the tokens that hidden states predict. (B, T, E), (B, T) -> (B, T), nats."""
+        parts = []
+        for part in range(0, ids.shape[1], 64):  # (B, T, V) logits would be the largest tensor, and slow to make
+            logits = self.logits(hidden[:, part : part + 64])
+            parts.append(surprisal(logits.flatten(0, 1), ids[:, part : part + 64].flatten()).view(len(ids), -1))
+        return torch.cat(parts, dim=1) if parts else hidden.new_empty(len(ids), 0, dtype=torch.float32)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., E) -> next-token logits (..., V)."""
@@ -269,15 +244,16 @@ class MemoryModel:
         """Reads T tokens of one row, or one token of each of B rows. ids (B, T) -> next-token logits (B, V)."""
         return self.logits(run(self.model, self.model.get_input_embeddings()(ids), rows)[:, -1])
 
-    def _rotated(self, keys: Tensor, values: Tensor, start: int = 0) -> Slots:
-        """Keys (L, J, M, D) at position 0 -> slots at positions start .. start+M-1, on the model's device and dtype."""
-        positions = torch.arange(start, start + keys.shape[2], device=self.device)
+    def slots(self, keys: Tensor, values: Tensor, start: int = 0) -> Slots:
+        """Keys, values (L, B, J, M, D) at position 0 -> slots at positions start .. start+M-1, where the model is."""
+        positions = torch.arange(start, start + keys.shape[3], device=self.device)
         dtype = self.model.dtype
-        turned = [rotate(self.model, layer[None].to(self.device), positions).to(dtype) for layer in keys]
-        return Slots(turned, [layer[None].to(self.device, dtype) for layer in values])
+        turned = [rotate(self.model, layer.to(self.device), positions).to(dtype) for layer in keys]
+        return Slots(turned, [layer.to(self.device, dtype) for layer in values])
 
-    def _extended(self, slots: Slots | None, keys: Tensor, values: Tensor) -> Slots:
-        new = self._rotated(keys, values, len(slots) if slots else 0)
+    def extended(self, slots: Slots | None, keys: Tensor, values: Tensor) -> Slots:
+        """The slots, and behind them those of keys and values (L, B, J, k, D) at position 0."""
+        new = self.slots(keys, values, len(slots) if slots else 0)
         if slots is None:
             return new
         return Slots(
@@ -371,7 +347,7 @@ class Memory:
         parts, composed = [known[d] for d in documents], self._composed
         if composed is None or list(map(id, self._parts)) != list(map(id, parts)):
             keys = torch.cat([m.keys for m in parts], dim=2)
-            slots = self.model._rotated(keys, torch.cat([m.values for m in parts], dim=2))
+            slots = self.model.slots(keys[:, None], torch.cat([m.values for m in parts], dim=2)[:, None])
             owners = torch.cat([torch.full((m.slots,), i) for i, m in enumerate(parts)])
             composed = Composed(slots, documents, owners, torch.cat([m.spans for m in parts]))
             self._composed, self._parts = composed, parts

@@ -50,8 +50,10 @@ def random_slots(model, count, seed=3, by=1.0):
 
 @torch.no_grad()
 def memory_of(memory_model, ids, ratio, slots=None, last=None):
-    """One window memorized: keys, values, places, logits."""
-    return memory_model.read_window(ids, slots, ratio, last)
+    """One window memorized: keys, values (L, J, k, D), places (k,), logits (V,)."""
+    last = None if last is None else last[None]
+    keys, values, places, _, logits = memory_model.read_window(ids[None], slots, ratio, last)
+    return keys[:, 0], values[:, 0], places[0], logits[0]
 
 
 # --- a memory at ratio 1 is the full cache ---------------------------------------------------------------------------
@@ -62,7 +64,7 @@ def memorized_tail(model, text, window, tail):
     memory_model = tiny.MemoryModel(model, tiny.tokenizer())
     *_, memory = memory_model.memorize(text[:-tail], "d", ratio=1, window=window)
     assert memory.slots == len(text) - tail
-    slots = memory_model._rotated(memory.keys, memory.values)
+    slots = memory_model.slots(memory.keys[:, None], memory.values[:, None])
     return read(model, ids_of(text[-tail:])[None].to(model.device), [Row(slots)])[0]
 
 
@@ -121,7 +123,7 @@ def test_causal_and_beside_masks_by_hand():
     assert causal(row, 2, torch.device("cpu")).int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert causal(Row(), 3, torch.device("cpu")) is None
     row.length = 3
-    mask = beside(row, torch.tensor([0, 2])).int().tolist()
+    mask = beside(row, torch.tensor([[0, 2]]))[0, 0].int().tolist()
     #          slots  raw      memory tokens
     assert mask == [[1, 1, 0, 0, 0, 1, 0], [1, 1, 1, 1, 0, 0, 1]]
 
@@ -130,7 +132,7 @@ def test_causal_and_beside_masks_by_hand():
 def test_memory_tokens_see_nothing_after_their_place(family, monkeypatch):
     memory_model = tiny.memory_model(family)
     memory_model.weights = tiny.perturbed(memory_model.model)
-    monkeypatch.setattr("memo.memory.place", lambda surprise, count: torch.arange(0, len(surprise), 4)[:count])
+    monkeypatch.setattr("memo.memory.place", lambda surprise, count: torch.arange(0, 48, 4)[None, :count])
     slots, last = random_slots(memory_model.model, 10), torch.zeros(258)
     first = ids_of(tiny.TEXT[:48])
     second = first.clone()
@@ -149,7 +151,7 @@ def test_memory_tokens_do_not_see_each_other(monkeypatch):
     ids = ids_of(tiny.TEXT[:48])
 
     def at(*places):
-        monkeypatch.setattr("memo.memory.place", lambda surprise, count: torch.tensor(places))
+        monkeypatch.setattr("memo.memory.place", lambda surprise, count: torch.tensor([places]))
         return memory_of(memory_model, ids, 4)
 
     keys, values, _, _ = at(0, 5, 6, 7, 20, 33)
@@ -258,6 +260,28 @@ def test_the_mass_of_tokens_read_together_is_that_of_tokens_read_singly(family):
     assert together.mass.sum() > 1e-3 and torch.allclose(together.mass, singly.mass, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_read_in_step_are_read_as_each_alone(family):
+    """Two windows of three texts, each with its own places and last prediction."""
+    reader = tiny.memory_model(family)
+    reader.weights = tiny.perturbed(reader.model)
+    texts = torch.stack([ids_of(tiny.TEXT[start : start + 70]) for start in (0, 60, 140)])
+
+    def two_windows(ids):
+        with torch.no_grad():
+            keys, values, _, _, last = reader.read_window(ids[:, :40], None, 4, None)
+            return reader.read_window(ids[:, 40:], reader.slots(keys, values), 2, last)
+
+    together = two_windows(texts)
+    assert len({tuple(places) for places in together[2].tolist()}) == 3
+    for index in range(3):
+        alone = two_windows(texts[index : index + 1])
+        for both, one in zip(together[:2], alone[:2], strict=True):
+            assert torch.allclose(both[:, index], one[:, 0], atol=1e-4)
+        for both, one in zip(together[2:], alone[2:], strict=True):
+            assert torch.allclose(both[index].float(), one[0].float(), atol=1e-3)
+
+
 # --- positions -------------------------------------------------------------------------------------------------------
 
 
@@ -332,11 +356,11 @@ def test_memory_weights_that_do_not_fit_are_refused_by_name(tmp_path, damage):
 def next_window_loss(memory_model, weights, ids, ratio=4, split=40):
     """The loss of a second window, given the memory of the first: what training minimizes."""
     memory_model.weights = weights
-    keys, values, _, last = memory_model.read_window(ids[:split], None, ratio, None)
-    row = Row(memory_model._rotated(keys, values))
+    keys, values, _, _, last = memory_model.read_window(ids[None, :split], None, ratio, None)
+    row = Row(memory_model.slots(keys, values))
     model = memory_model.model
     hidden = run(model, model.get_input_embeddings()(ids[None, split:]), [row])[0]
-    return cross_entropy(torch.cat([last[None], logits_of(model, hidden[:-1])]), ids[split:])
+    return cross_entropy(torch.cat([last, logits_of(model, hidden[:-1])]), ids[split:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

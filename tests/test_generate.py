@@ -30,7 +30,7 @@ def generator(reader):
 @pytest.fixture(scope="module")
 def slots(reader):
     memory = read_all(reader.memorize(tiny.TEXT, "mill", 4, 64))
-    return reader._rotated(memory.keys, memory.values)
+    return reader.slots(memory.keys[:, None], memory.values[:, None])
 
 
 def prompt(text, tokens=24, **more):
@@ -150,7 +150,8 @@ def test_a_prompt_over_a_memory_at_ratio_1_is_answered_as_over_the_text(reader):
     generator = LocalGenerator(reader, "tiny")
     memory = read_all(reader.memorize(tiny.TEXT[:150], "mill", 1, 64))
     one = prompt("What froze?", 16)
-    found = alone(generator, prompt("What froze?", 16, slots=reader._rotated(memory.keys, memory.values)))
+    slots = reader.slots(memory.keys[:, None], memory.values[:, None])
+    found = alone(generator, prompt("What froze?", 16, slots=slots))
     text = reader.encode(tiny.TEXT[:150])[0]
     encode = generator.encode
     generator.encode = lambda p: text + encode(p)
@@ -167,7 +168,7 @@ def test_streams_in_one_batch_equal_single_ones(generator, slots, reader):
         prompt("What froze?"), prompt("Who bought the mill, and when? " * 9),
         prompt("방앗간은 어디에 있었나?", prefix="- "), prompt("What froze?", slots=slots),
         prompt("Who rebuilt the walls?", slots=slots, watch=True),
-        prompt("Who?", slots=reader._rotated(other.keys, other.values)), prompt("Nine blades?", 3),
+        prompt("Who?", slots=reader.slots(other.keys[:, None], other.values[:, None])), prompt("Nine blades?", 3),
     ]  # fmt: skip
     expected = [alone(generator, one) for one in prompts]
     run = generator.open()
@@ -430,7 +431,7 @@ def test_the_embedded_model_answers_from_its_memory_in_one_batch_as_alone(models
     """End to end with real weights: greedy texts of a batch and of single streams agree in their beginnings."""
     reader, generator = models.memory_model(), models.generator()
     memory = read_all(reader.memorize(tiny.TEXT, "mill", 2, 256))
-    slots = reader._rotated(memory.keys, memory.values)
+    slots = reader.slots(memory.keys[:, None], memory.values[:, None])
     prompts = [prompt("Who bought the mill?", 12, slots=slots), prompt("Name a river in France.", 12)]
     expected = [alone(generator, one) for one in prompts]
     run = generator.open()

@@ -15,7 +15,8 @@ from memo import memory_file
 from memo.attention import Row, run
 from memo.errors import MemoryTooLong, UnknownDocument, WrongModel
 from memo.generate import LocalGenerator, Prompt
-from memo.memory import RATIOS, DocumentMemory, Memory, Reading, Turn, place, read_all, slot_spans, surprisal
+from memo.memory import RATIOS, DocumentMemory, Memory, Reading, place, read_all, slot_spans, surprisal
+from memo.turn import Turn
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_surprisal_is_minus_log_softmax_of_the_plain_model(reader, monkeypatch):
     ids = torch.tensor(plain.encode(tiny.TEXT[:200])[0])
     plain.model.set_attn_implementation("sdpa")
     expected = -plain.model(ids[None]).logits[0, :-1].log_softmax(-1)[torch.arange(199), ids[1:]]
-    found = torch.cat(seen)
+    found = torch.cat(seen, dim=1)[0]
     assert found[0] == torch.inf and len(found) == 200
     assert torch.allclose(found[1:], expected, atol=2e-3)
 
@@ -81,8 +82,8 @@ def test_surprisal_by_hand():
 
 
 def test_slots_sit_at_the_most_surprising_tokens_in_text_order():
-    surprise = torch.tensor([0.1, 5.0, 0.2, 3.0, 9.0, 0.3])
-    assert place(surprise, 3).tolist() == [1, 3, 4]
+    surprise = torch.tensor([[0.1, 5.0, 0.2, 3.0, 9.0, 0.3], [7.0, 0.0, 6.0, 0.0, 0.0, 5.0]])
+    assert place(surprise, 3).tolist() == [[1, 3, 4], [0, 2, 5]]
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 64, 65, 200])
