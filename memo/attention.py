@@ -125,9 +125,9 @@ def _within(visible: Tensor | None, count: int, total: int, window: int | None, 
         return visible
     if visible is None:
         visible = torch.ones(count, total, dtype=torch.bool, device=device).tril(total - count)
-    # every token, a memory token too, sees all that is before it and itself: how many these are tells its position
-    position = visible.sum(dim=-1, keepdim=True) - 1  # (T, 1)
-    return visible & (torch.arange(total, device=device) > position - window)
+    # a token sees what is before it and itself: how many of these follow a key tells how far back it lies
+    following = visible.flip(-1).cumsum(dim=-1).flip(-1)  # (T, M+N+T), the key itself counted
+    return visible & (following <= window)
 
 
 def _read(row: Row, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Tensor | None,
@@ -195,7 +195,7 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
         )
     layer, scaling = module.layer_idx, scaling or query.shape[-1] ** -0.5
-    if len(rows) == 1 and (query.shape[2] > 1 or visible is not None):
+    if len(rows) == 1 and (len(query) > 1 or query.shape[2] > 1 or visible is not None):
         out = _read(rows[0], layer, query, key, value, scaling, visible, sliding_window)
         return out.transpose(1, 2).contiguous(), None
     out = torch.empty_like(query)  # (B, H, 1, D)
@@ -270,7 +270,7 @@ class MemoryWeights(nn.Module):
         Raises:
             ModelError: no such file, or weights of another model.
         """
-        weights = cls(model)
+        weights = cls(model).requires_grad_(False)
         try:
             weights.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:

@@ -22,6 +22,7 @@ from memo.answers import DEFAULT_COMPARISON, STRATEGIES
 from memo.errors import MemoError, NothingToAsk, SettingsError
 from memo.evaluate import cli as evaluation
 from memo.settings import from_environment
+from memo.train import cli as training
 
 if TYPE_CHECKING:
     from memo.events import Answer, DocumentProgress, Event
@@ -69,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     command("models", "tell which models are used", library=False)
     told = "measure answers, memory and speed"
     evaluation.add_parsers(commands.add_parser("evaluate", help=told, description=told.capitalize() + "."))
+    told = "train the memory"
+    training.add_parsers(commands.add_parser("train", help=told, description=told.capitalize() + "."))
     return top
 
 
@@ -300,6 +303,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "serve": run_serve, "memorize": run_memorize, "documents": run_documents, "forget": run_forget,
     "ask": run_ask, "compare": run_compare, "models": run_models, "evaluate": evaluation.run,
+    "train": training.run,
 }  # fmt: skip
 
 

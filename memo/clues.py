@@ -48,21 +48,26 @@ _MARKER = re.compile(r"\s*(?:[-*•·]+|\(?\d{1,2}[.):]|\(?[a-zA-Z][.)])\s+")
 _QUOTES = "\"'“”‘’«»「」『』"
 
 
+def messages(kind: str, question: str) -> tuple[tuple[str, str], ...]:
+    """What is said to the model to recall clues of that kind."""
+    system, ask, _ = KINDS[kind]
+    return (("system", system), ("user", ask.format(question)))
+
+
 def prompts(question: str, memory: Composed, max_tokens: int) -> dict[str, Prompt]:
     """Kind -> the prompt that recalls clues of that kind."""
     return {
         kind: Prompt(
-            (("system", system), ("user", ask.format(question))),
-            max_tokens, prefix, memory.slots, watch=True, stop_at=2 * LINES, look=question if kind == "draft" else "",
+            messages(kind, question), max_tokens, prefix, memory.slots, watch=True, stop_at=2 * LINES,
+            look=question if kind == "draft" else "",
         )
-        for kind, (system, ask, prefix) in KINDS.items()
+        for kind, (_, _, prefix) in KINDS.items()
     }  # fmt: skip
 
 
 def look(question: str, memory: Composed, max_tokens: int = 1) -> Prompt:
     """The prompt of the draft, to see where the question looks; what is said to it does not matter."""
-    user = KINDS["draft"][1].format(question)
-    return Prompt((("system", SYSTEM), ("user", user)), max_tokens, slots=memory.slots, watch=True, look=question)
+    return Prompt(messages("draft", question), max_tokens, slots=memory.slots, watch=True, look=question)
 
 
 def neutral(memory: Composed) -> Prompt:

@@ -97,3 +97,7 @@ class BackendError(MemoError):
 
 class Cancelled(MemoError):
     """The person stopped it."""
+
+
+class TrainingFailed(MemoError):
+    """A training that cannot go on."""

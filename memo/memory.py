@@ -20,10 +20,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from memo.attention import MemoryWeights, Row, Slots, beside, memory_projections, rotate, run
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from memo.generate import Prompt
 
 RATIOS = (1, 2, 4, 8, 16, 32, 64)
+PART = 64  # tokens whose logits are made at a time
 RESERVE = 1024  # positions kept free behind a memory, for a question and what is generated (a quarter at most)
 
 
@@ -95,6 +97,17 @@ def slot_spans(offsets: list[tuple[int, int]], places: list[int], start: int, en
     return list(zip(begins, [*begins[1:], end], strict=True))
 
 
+class Window(NamedTuple):
+    """One window of B texts, read. k memory tokens."""
+
+    keys: Tensor  # (L, B, J, k, D), at position 0
+    values: Tensor  # (L, B, J, k, D)
+    places: Tensor  # (B, k) the tokens of the window they sit at
+    surprise: Tensor  # (B, l) -log p of each token, nats
+    next_logits: Tensor  # (B, V) the prediction of what follows
+    hidden: Tensor  # (B, l, E) of the text's tokens, the last layer's
+
+
 class MemoryModel:
     """A frozen language model with memory weights: reads documents, and lends itself to recalling."""
 
@@ -112,7 +125,7 @@ class MemoryModel:
     @cached_property
     def weights(self) -> MemoryWeights:
         """The memory weights; made when first needed, for a model that only generates needs none."""
-        return (self._given or MemoryWeights(self.model)).requires_grad_(False)
+        return self._given or MemoryWeights(self.model).requires_grad_(False)
 
     @cached_property
     def weights_fingerprint(self) -> str:
@@ -180,16 +193,17 @@ class MemoryModel:
             yield Reading(start, len(ids), held, beta)
             part = torch.tensor(ids[start : start + window], device=self.device)
             with torch.no_grad(), self.turn:
-                new_keys, new_values, places, _, last = self.read_window(part[None], slots, beta, last)
-                slots = self.extended(slots, new_keys, new_values)
-            keys.append(new_keys[:, 0].cpu())
-            values.append(new_values[:, 0].cpu())
+                read = self.read_window(part[None], slots, beta, last)
+                slots = self.extended(slots, read.keys, read.values)
+            last, places = read.next_logits, read.places[0]
+            keys.append(read.keys[:, 0].cpu())
+            values.append(read.values[:, 0].cpu())
             stop = start + len(part)
             begin = offsets[start][0] if start else 0
             end = offsets[stop][0] if stop < len(ids) else len(text)
-            tiles = slot_spans(offsets[start:stop], places[0].tolist(), begin, end)
+            tiles = slot_spans(offsets[start:stop], places.tolist(), begin, end)
             spans.append(torch.tensor(tiles, dtype=torch.int64) + shift)
-            held += places.shape[1]
+            held += len(places)
         yield Reading(len(ids), len(ids), held, beta)
         yield DocumentMemory(
             document, torch.cat(keys, dim=2), torch.cat(values, dim=2), torch.cat(spans),
@@ -198,39 +212,46 @@ class MemoryModel:
         )  # fmt: skip
 
     def read_window(
-        self, ids: Tensor, slots: Slots | None, ratio: int, last_logits: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The two passes over one window of B texts that are read in step (one, but for training).
+        self, ids: Tensor, slots: Slots | None, ratio: int, last_logits: Tensor | None, through_text: bool = True
+    ) -> Window:
+        """The two passes over one window of B texts that are read in step (one, but for training). ids: (B, l)
 
-        ids (B, l) -> keys, values (L, B, J, k, D) at position 0, places (B, k), surprise (B, l), next logits (B, V)
-
-        last_logits: (B, V) the prediction of the first token, None at the start of a text.
+        last_logits: (B, V) the prediction of the first token; None at the start of a text.
+        through_text: whether gradients, where they are wanted, also flow through pass 1.
         """
         row = Row(slots)
         embeddings = self.model.get_input_embeddings()(ids)  # (B, l, E)
         first = row.position
-        hidden = run(self.model, embeddings, [row])  # (B, l, E)
-        # the first token of a text has nothing before it: it always gets a slot, and serves as the attention sink
-        start = torch.full_like(ids[:, 0], torch.inf, dtype=torch.float32)  # (B,)
-        if last_logits is not None:
-            start = surprisal(last_logits, ids[:, 0])
-        surprise = torch.cat([start[:, None], self.surprise(hidden[:, :-1], ids[:, 1:])], dim=1)  # (B, l)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and through_text):
+            hidden = run(self.model, embeddings, [row])  # (B, l, E)
+            # the first token of a text has nothing before it: it always gets a slot, and serves as the attention sink
+            start = torch.full_like(ids[:, 0], torch.inf, dtype=torch.float32)  # (B,)
+            if last_logits is not None:
+                start = surprisal(last_logits, ids[:, 0])
+            surprise = torch.cat([start[:, None], self.surprise(hidden[:, :-1], ids[:, 1:])], dim=1)  # (B, l)
+            next_logits = self.logits(hidden[:, -1])
         places = place(surprise.detach(), -(-ids.shape[1] // ratio))  # (B, k)
         with memory_projections(self.model, self.weights):
             at = embeddings.gather(1, places[:, :, None].expand(-1, -1, embeddings.shape[2]))  # (B, k, E)
-            run(self.model, at + self.weights.vector, [row], places + first, beside(row, places))
+            inputs = (at + self.weights.vector).to(at.dtype)
+            run(self.model, inputs, [row], places + first, beside(row, places))
         layers = range(len(self.weights.layers))
         pairs = [row.own(layer, start=ids.shape[1]) for layer in layers]  # (B, J, k, D) each
         keys = torch.stack([rotate(self.model, k, places + first, back=True) for k, _ in pairs])
-        return keys, torch.stack([v for _, v in pairs]), places, surprise, self.logits(hidden[:, -1])
+        return Window(keys, torch.stack([v for _, v in pairs]), places, surprise, next_logits, hidden)
 
     def surprise(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """-log p of the tokens that hidden states predict. (B, T, E), (B, T) -> (B, T), nats."""
-        parts = []
-        for part in range(0, ids.shape[1], 64):  # (B, T, V) logits would be the largest tensor, and slow to make
-            logits = self.logits(hidden[:, part : part + 64])
-            parts.append(surprisal(logits.flatten(0, 1), ids[:, part : part + 64].flatten()).view(len(ids), -1))
-        return torch.cat(parts, dim=1) if parts else hidden.new_empty(len(ids), 0, dtype=torch.float32)
+
+        def of(part: slice) -> Tensor:
+            logits = self.logits(hidden[:, part])
+            return surprisal(logits.flatten(0, 1), ids[:, part].flatten()).view(len(ids), -1)
+
+        # in parts, and made again for the gradient: (B, T, V) logits would be the largest tensor of all
+        graph = torch.is_grad_enabled() and hidden.requires_grad
+        parts = [slice(start, start + PART) for start in range(0, ids.shape[1], PART)]
+        found = [checkpoint(of, part, use_reentrant=False) if graph else of(part) for part in parts]
+        return torch.cat(found, dim=1) if found else hidden.new_empty(len(ids), 0, dtype=torch.float32)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., E) -> next-token logits (..., V)."""

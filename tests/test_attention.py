@@ -52,8 +52,8 @@ def random_slots(model, count, seed=3, by=1.0):
 def memory_of(memory_model, ids, ratio, slots=None, last=None):
     """One window memorized: keys, values (L, J, k, D), places (k,), logits (V,)."""
     last = None if last is None else last[None]
-    keys, values, places, _, logits = memory_model.read_window(ids[None], slots, ratio, last)
-    return keys[:, 0], values[:, 0], places[0], logits[0]
+    read = memory_model.read_window(ids[None], slots, ratio, last)
+    return read.keys[:, 0], read.values[:, 0], read.places[0], read.next_logits[0]
 
 
 # --- a memory at ratio 1 is the full cache ---------------------------------------------------------------------------
@@ -269,8 +269,8 @@ def test_texts_read_in_step_are_read_as_each_alone(family):
 
     def two_windows(ids):
         with torch.no_grad():
-            keys, values, _, _, last = reader.read_window(ids[:, :40], None, 4, None)
-            return reader.read_window(ids[:, 40:], reader.slots(keys, values), 2, last)
+            first = reader.read_window(ids[:, :40], None, 4, None)
+            return reader.read_window(ids[:, 40:], reader.slots(first.keys, first.values), 2, first.next_logits)
 
     together = two_windows(texts)
     assert len({tuple(places) for places in together[2].tolist()}) == 3
@@ -356,11 +356,11 @@ def test_memory_weights_that_do_not_fit_are_refused_by_name(tmp_path, damage):
 def next_window_loss(memory_model, weights, ids, ratio=4, split=40):
     """The loss of a second window, given the memory of the first: what training minimizes."""
     memory_model.weights = weights
-    keys, values, _, _, last = memory_model.read_window(ids[None, :split], None, ratio, None)
-    row = Row(memory_model.slots(keys, values))
+    read = memory_model.read_window(ids[None, :split], None, ratio, None)
+    row = Row(memory_model.slots(read.keys, read.values))
     model = memory_model.model
     hidden = run(model, model.get_input_embeddings()(ids[None, split:]), [row])[0]
-    return cross_entropy(torch.cat([last, logits_of(model, hidden[:-1])]), ids[split:])
+    return cross_entropy(torch.cat([read.next_logits, logits_of(model, hidden[:-1])]), ids[split:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

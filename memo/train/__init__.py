@@ -1,0 +1,1 @@
+"""Training the memory: pre-training, clues (SFT), reward from the generator's answers (RLGF), studying one document."""

@@ -1,0 +1,91 @@
+"""Every number of the training: the plans of the stages, and the recipe that made the shipped weights.
+
+In: nothing. Out: frozen dataclasses; the command line changes single fields of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from memo.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs of any stage."""
+
+    steps: int
+    batch: int  # examples a step, over all processes
+    micro: int  # examples that are read together
+    learning_rate: float
+    warmup: float = 0.03  # share of the steps in which the learning rate rises
+    final: float = 0.1  # share of the learning rate that is left at the end (cosine)
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0  # the gradient's norm at most
+    save_every: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pretraining(Plan):
+    """Next tokens and repeated stretches, see `pretrain`."""
+
+    steps: int = 400
+    batch: int = 4
+    micro: int = 4
+    learning_rate: float = 1e-3
+    window: int = 512
+    windows: int = 8  # of a piece at most
+    least: int = 2  # of a piece at least
+    ratios: tuple[int, ...] = (2, 4, 8, 8, 16, 32)  # each window's is drawn from these
+    parted: float = 0.3  # share of the batches whose pieces are read as several documents
+    spans: int = 2  # stretches to repeat a window
+    span: tuple[int, int] = (32, 96)  # their tokens
+    given: tuple[int, int] = (4, 12)  # how many of them are given
+    next_weight: float = 0.5  # of the next-token loss; the repeated stretches have 1
+
+
+@dataclass(frozen=True)
+class Tuning(Plan):
+    """SFT on lessons, see `sft`."""
+
+    steps: int = 400
+    batch: int = 8
+    micro: int = 1  # lessons differ in length
+    learning_rate: float = 3e-4
+    window: int = 512
+    ratios: tuple[int, ...] = (4, 8, 8, 16)
+    most: int = 48  # tokens of a target
+    nothing: float = 0.1  # share of the lessons with a question that their documents do not answer
+
+
+MAY_BE_ZERO = ("warmup", "final", "weight_decay", "seed", "parted", "spans", "next_weight", "nothing")
+
+
+def checked(plan: Plan) -> Any:
+    """The plan, if it can be run.
+
+    Raises:
+        SettingsError: a number that it cannot have.
+    """
+    for one in fields(plan):
+        value = getattr(plan, one.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        least = 0 if one.name in MAY_BE_ZERO else 1 if isinstance(numbers[0], int) else 1e-12
+        if any(not math.isfinite(number) or number < least for number in numbers):
+            raise SettingsError(f"{one.name} is {value!r} in the plan.", "It must be larger.")
+    for name in ("betas", "span", "given"):
+        if len(getattr(plan, name, (0, 0))) != 2:
+            raise SettingsError(f"{name} is {getattr(plan, name)!r} in the plan.", "It must be two numbers.")
+    if plan.batch % plan.micro:
+        raise SettingsError(f"A batch of {plan.batch} is no multiple of micro, {plan.micro}.")
+    if isinstance(plan, Pretraining):
+        if not (plan.given[0] <= plan.given[1] < plan.span[0] <= plan.span[1] <= plan.least * plan.window):
+            told = f"given {plan.given}, span {plan.span} and {plan.least} windows of {plan.window} do not go together."
+            raise SettingsError(told, "Each must be at most the next: given, span, the shortest piece.")
+        if not plan.least <= plan.windows or not (plan.spans or plan.next_weight):
+            raise SettingsError("The plan has more least than windows, or neither spans nor a next_weight.")
+    return plan

@@ -1,0 +1,40 @@
+"""What every stage trains: memory weights in float32 beside a frozen model, on whatever accelerate runs on.
+
+In: settings, and weights to start from. Out: a `MemoryModel` whose memory weights want gradients, and the accelerator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from memo.attention import MemoryWeights
+from memo.memory import MemoryModel
+from memo.models import choose_device, choose_dtype, load_language_model
+from memo.settings import Settings
+
+
+def trainable(weights: MemoryWeights) -> MemoryWeights:
+    """The weights in float32, wanting gradients; all but the last layer's queries, which nothing depends on."""
+    weights.float().requires_grad_(True)
+    weights.layers[-1]["q_proj"].requires_grad_(False)
+    return weights
+
+
+def reader(settings: Settings, start: Path | None = None) -> tuple[MemoryModel, Accelerator]:
+    """The memory model to train. start: memory weights to go on from, else copies of the model's own.
+
+    Raises:
+        ModelError: the model or the weights cannot be loaded.
+    """
+    device = choose_device(settings.device)
+    half = choose_dtype(settings.dtype, device) == torch.bfloat16
+    accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=device == "cpu")
+    model, tokenizer = load_language_model(
+        settings.memory_model, replace(settings, device=str(accelerator.device))
+    )  # fmt: skip
+    weights = MemoryWeights.load(start, model) if start else MemoryWeights(model)
+    return MemoryModel(model, tokenizer, trainable(weights)), accelerator

@@ -1,0 +1,152 @@
+"""SFT: the memory learns to bring back the clues that a question needs.
+
+In: lessons (documents, questions, clues). Out: a loss per lesson,
+
+    L = -mean_t log p(y_t | memory of the documents, question, y_<t)
+
+for clues y of each kind, asked for as `memo.clues` does, and for short answers, asked for as `memory_only` does.
+
+Source: MemoRAG (arXiv 2409.05591v3), section 2.3.2, equation 14. The documents of a lesson are memorized one by one and
+put side by side, as in a library; the reader stays frozen, so all that can be learnt is what the memory keeps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memo import clues
+from memo.answers import ASK_MEMORY
+from memo.attention import Slots
+from memo.errors import SettingsError
+from memo.generate import LocalGenerator, Prompt
+from memo.memory import MemoryModel
+from memo.train.lessons import NOTHING, Lesson, elsewhere
+from memo.train.pretrain import behind, read
+from memo.train.recipe import Tuning
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be said after a prompt. kind: of the clue, or "answer"."""
+
+    kind: str
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One lesson in tokens, and the ratio its documents are memorized at."""
+
+    documents: tuple[tuple[int, ...], ...]
+    targets: tuple[Target, ...]
+    ratio: int
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.documents))
+
+
+def said(kind: str, texts: Sequence[str]) -> str:
+    """Clues as the model is to write them, behind the beginning that it is given."""
+    _, _, begin = clues.KINDS[kind]
+    if kind == "span":
+        return '"\n"'.join(texts) + '"'
+    if kind == "question":
+        return "\n".join([texts[0], *(f"{number}. {text}" for number, text in enumerate(texts[1:], 2))])
+    return f"\n{begin}".join(texts)
+
+
+class Encoder:
+    """Lessons -> tokens, as the generator would see them."""
+
+    def __init__(self, reader: MemoryModel, most: int) -> None:
+        self.reader, self.most = reader, most
+        self.generator = LocalGenerator(reader, "")
+        self.end = min(self.generator.ends)
+
+    def targets(self, lesson: Lesson) -> tuple[Target, ...]:
+        """Of every question and kind; what is longer than is ever generated is cut, and has no end then."""
+        found = []
+        for asked in lesson.questions:
+            for kind, texts in asked.clues.items():
+                if texts:
+                    prompt = Prompt(clues.messages(kind, asked.question), 1, clues.KINDS[kind][2])
+                    found.append(self._target(kind, prompt, said(kind, texts)))
+            if asked.answers or NOTHING in asked.clues.get("draft", ()):
+                user = ASK_MEMORY.format(question=asked.question)
+                prompt = Prompt((("system", clues.SYSTEM), ("user", user)), 1)
+                found.append(self._target("answer", prompt, asked.answers[0] if asked.answers else NOTHING))
+        return tuple(found)
+
+    def _target(self, kind: str, prompt: Prompt, text: str) -> Target:
+        ids = [*self.reader.encode(text, start=False)[0], self.end]
+        return Target(kind, tuple(self.generator.encode(prompt)), tuple(ids[: self.most]))
+
+
+def memorize(reader: MemoryModel, documents: Sequence[Sequence[int]], window: int, ratio: int) -> Slots:
+    """Documents memorized one by one, their slots side by side."""
+    windows, begins = [], []
+    for ids in documents:
+        parts = torch.tensor([ids], device=reader.device).split(window, dim=1)
+        windows += parts
+        begins += [number == 0 for number in range(len(parts))]
+    return read(reader, windows, [ratio] * len(windows), begins, through_text=False)[0]
+
+
+def log_probs(reader: MemoryModel, slots: Slots, targets: Sequence[Target]) -> list[Tensor]:
+    """log p of each token of each target after the memory and its prompt. (t,) each"""
+    rows = [torch.tensor([target.prompt + target.ids], device=reader.device) for target in targets]
+    found = []
+    hidden = behind(reader, slots, [row[:, :-1] for row in rows])
+    for target, row, one in zip(targets, rows, hidden, strict=True):
+        first = len(target.prompt)
+        found.append(-reader.surprise(one[:, first - 1 :], row[:, first:])[0])
+    return found
+
+
+def losses(reader: MemoryModel, group: Group, plan: Tuning) -> dict[str, Tensor]:
+    """`loss`, the mean over all targets, and the mean of each kind. (1,) each"""
+    slots = memorize(reader, group.documents, plan.window, group.ratio)
+    each = torch.stack([-one.mean() for one in log_probs(reader, slots, group.targets)])  # (targets,)
+    kinds = [target.kind for target in group.targets]
+    found = {"loss": each.mean()[None]}
+    for kind in dict.fromkeys(kinds):
+        found[kind] = each[[i for i, other in enumerate(kinds) if other == kind]].mean()[None]
+    return found
+
+
+def groups(reader: MemoryModel, lessons: Sequence[Lesson], plan: Tuning) -> Callable[[int], list[Group]]:
+    """`micro_batches` for the loop: each lesson once an epoch, in random order.
+
+    Raises:
+        SettingsError: fewer lessons than a step needs.
+    """
+    if len(lessons) < plan.batch:
+        told = f"{len(lessons)} lessons do not fill a step of {plan.batch}."
+        raise SettingsError(told, "Give more, or a smaller batch.")
+    encoder, steps = Encoder(reader, plan.most), len(lessons) // plan.batch
+
+    def micro_batches(step: int) -> list[Group]:
+        order = list(range(len(lessons)))
+        random.Random(f"{plan.seed} epoch {step // steps}").shuffle(order)
+        first = step % steps * plan.batch
+        draw = random.Random(f"{plan.seed} step {step}")
+        made = []
+        for index in order[first : first + plan.batch]:
+            lesson, other = lessons[index], lessons[draw.randrange(len(lessons))]
+            if draw.random() < plan.nothing and not set(lesson.documents) & set(other.documents):
+                lesson = elsewhere(lesson, other)
+            documents = tuple(tuple(reader.encode(text)[0]) for text in lesson.documents)
+            made.append(Group(documents, encoder.targets(lesson), draw.choice(plan.ratios)))
+        return made
+
+    return micro_batches
