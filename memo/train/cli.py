@@ -7,10 +7,11 @@ In: arguments. Out: a folder with the trained weights, the log and checkpoints (
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from memo.errors import SettingsError
 from memo.evaluate.cli import at_least
 from memo.settings import Settings, from_environment
-from memo.train.recipe import Plan, Pretraining, Tuning, checked
+from memo.train.recipe import Plan, Pretraining, Rewarding, Tuning, checked
 
 if TYPE_CHECKING:
     from memo.memory import MemoryModel
@@ -48,6 +49,17 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     made.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     sft = stage("sft", "teach the memory to bring back clues")
     sft.add_argument("--data", nargs="+", required=True, metavar="FILE.jsonl", help="lessons")
+    pairs = commands.add_parser("pairs", help="sample clues and reward them, for rlgf")
+    pairs.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE.jsonl", help="lessons")
+    pairs.add_argument("--start", type=Path, metavar="PATH", help="memory weights that recall (default: untrained)")
+    pairs.add_argument("--reward", choices=("recall", "likelihood", "f1"), default="recall",
+                       help="what makes clues good (see memo/train/rewards.py; default recall)")  # fmt: skip
+    pairs.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="lessons at most (default 0: all)")
+    pairs.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+                       help="another number in the plan of rlgf (memo/train/recipe.py)")  # fmt: skip
+    pairs.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
+    rlgf = stage("rlgf", "reward clues by what the generator makes of them")
+    rlgf.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="pairs")
 
 
 def changed(plan: Plan, changes: Sequence[str]) -> Any:
@@ -74,9 +86,9 @@ def changed(plan: Plan, changes: Sequence[str]) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs one stage. Returns the exit status."""
-    if arguments.stage == "lessons":
-        return _lessons(arguments)
-    stages = {"pretrain": (_pretrain, Pretraining()), "sft": (_sft, Tuning())}
+    if arguments.stage in ("lessons", "pairs"):
+        return _lessons(arguments) if arguments.stage == "lessons" else _pairs(arguments)
+    stages = {"pretrain": (_pretrain, Pretraining()), "sft": (_sft, Tuning()), "rlgf": (_rlgf, Rewarding())}
     stage, plan = stages[arguments.stage]
     stage(from_environment(), changed(plan, arguments.changes), arguments)
     return 0
@@ -101,7 +113,7 @@ class Progress:
 
 def _about(reader: MemoryModel, arguments: argparse.Namespace) -> dict[str, Any]:
     """What a checkpoint must agree with, beside the plan."""
-    return {"model": reader.fingerprint, "start": str(arguments.start or ""), "data": list(arguments.data)}
+    return {"model": reader.fingerprint, "start": str(arguments.start or ""), "data": str(arguments.data)}
 
 
 def _pretrain(settings: Settings, plan: Pretraining, arguments: argparse.Namespace) -> None:
@@ -148,4 +160,46 @@ def _sft(settings: Settings, plan: Tuning, arguments: argparse.Namespace) -> Non
     loop.train(
         reader.weights, sft.groups(reader, known, plan), partial(sft.losses, reader, plan=plan), plan, arguments.out,
         _about(reader, arguments), accelerator, Progress(plan),
+    )  # fmt: skip
+
+
+def _pairs(arguments: argparse.Namespace) -> int:
+    from memo.attention import MemoryWeights
+    from memo.evaluate.rows import Rows
+    from memo.generate import LocalGenerator
+    from memo.memory import MemoryModel
+    from memo.models import Models
+    from memo.train import lessons, rewards, rlgf
+
+    settings, plan = from_environment(), changed(Rewarding(), arguments.changes)
+    models = Models(settings)
+    plain = models.memory_model()
+    weights = MemoryWeights.load(arguments.start, plain.model) if arguments.start else None
+    reader = MemoryModel(plain.model, plain.tokenizer, weights)
+    judge = rewards.Judge(models.embedder(), LocalGenerator(plain, ""), settings)
+    known = [lesson for path in arguments.data for lesson in lessons.load(path)][: arguments.limit or None]
+    about = {"plan": asdict(plan), "reward": arguments.reward, "weights": reader.weights_fingerprint,
+             "lessons": [hashlib.sha256(path.read_bytes()).hexdigest() for path in arguments.data]}  # fmt: skip
+    done = Rows(arguments.out, about)
+    for number, lesson in enumerate(known):
+        if str(number) not in done.done:
+            found = list(rlgf.pairs(reader, judge, lesson, plan, arguments.reward, number))
+            done.add(str(number), [rlgf.line(pair) for pair in found])
+            print(f"\r{number + 1} of {len(known)} lessons", end="", file=sys.stderr)
+    print(f"{sum(map(len, done.done.values()))} pairs: {arguments.out}")
+    return 0
+
+
+def _rlgf(settings: Settings, plan: Rewarding, arguments: argparse.Namespace) -> None:
+    from memo.memory import MemoryModel
+    from memo.train import loop, rlgf, setup
+
+    known = rlgf.load(arguments.data)
+    reader, accelerator = setup.reader(settings, arguments.start)
+    before = None
+    if plan.dpo:
+        before = MemoryModel(reader.model, reader.tokenizer, copy.deepcopy(reader.weights).requires_grad_(False))
+    loop.train(
+        reader.weights, rlgf.groups(reader, known, plan), partial(rlgf.losses, reader, plan=plan, before=before), plan,
+        arguments.out, _about(reader, arguments), accelerator, Progress(plan),
     )  # fmt: skip

@@ -62,7 +62,30 @@ class Tuning(Plan):
     nothing: float = 0.1  # share of the lessons with a question that their documents do not answer
 
 
-MAY_BE_ZERO = ("warmup", "final", "weight_decay", "seed", "parted", "spans", "next_weight", "nothing")
+@dataclass(frozen=True)
+class Rewarding(Plan):
+    """RLGF: pairs of sampled clues, see `rlgf`."""
+
+    steps: int = 100
+    batch: int = 8
+    micro: int = 1
+    learning_rate: float = 5e-5
+    window: int = 512
+    ratio: int = 8
+    most: int = 40  # tokens of a kind of clues
+    samples: int = 6  # sets of clues a question
+    temperature: float = 0.8
+    least_gain: float = 0.05  # reward of the best less that of the worst set, for a pair
+    dpo: int = 0  # 1: DPO in place of the hinge
+    margin: float = 1.0  # of the hinge
+    beta: float = 0.1  # of DPO
+    anchor: float = 0.1  # weight of log p of the best set
+
+
+MAY_BE_ZERO = (
+    "warmup", "final", "weight_decay", "seed", "parted", "spans", "next_weight", "nothing", "dpo", "anchor",
+    "least_gain",
+)  # fmt: skip
 
 
 def checked(plan: Plan) -> Any:

@@ -87,6 +87,11 @@ class Encoder:
                 found.append(self._target("answer", prompt, asked.answers[0] if asked.answers else NOTHING))
         return tuple(found)
 
+    def written(self, question: str, texts: dict[str, str]) -> tuple[Target, ...]:
+        """Clues as they were written, kind by kind."""
+        prompts = {kind: Prompt(clues.messages(kind, question), 1, clues.KINDS[kind][2]) for kind in texts}
+        return tuple(self._target(kind, prompts[kind], text) for kind, text in texts.items())
+
     def _target(self, kind: str, prompt: Prompt, text: str) -> Target:
         ids = [*self.reader.encode(text, start=False)[0], self.end]
         return Target(kind, tuple(self.generator.encode(prompt)), tuple(ids[: self.most]))

@@ -1,0 +1,234 @@
+"""RLGF: the generator's answers tell the memory which clues were good.
+
+In: lessons. First `pairs`: several sets of clues are sampled for a question, each is rewarded (see `rewards`), and the
+best and the worst of them are kept. Then `losses` per pair, with y all clues of a set:
+
+    hinge   L = max(0, m - R(y+) + R(y-)),   R(y) = 1/|y| sum_t log p(y_t | memory, question, y_<t)
+    dpo     L = -log sigmoid(b [log p(y+) - log p0(y+) - log p(y-) + log p0(y-)]),   p0: the weights at the start
+
+Source: MemoRAG (arXiv 2409.05591v3), section 2.3.2, equation 15, and appendix B, which leave R open: the natural
+reading is the mean log-probability of the clues. DPO: arXiv 2305.18290.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memo import clues
+from memo.attention import Row, Slots
+from memo.errors import SettingsError
+from memo.events import Clue
+from memo.generate import Prompt
+from memo.memory import MemoryModel, inference
+from memo.train import sft
+from memo.train.lessons import Lesson
+from memo.train.recipe import Rewarding
+from memo.train.rewards import Judge
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The best and the worst of the sets of clues that were sampled for a question: kind -> what was written."""
+
+    documents: tuple[str, ...]
+    question: str
+    best: dict[str, str]
+    worst: dict[str, str]
+    rewards: tuple[float, ...]  # of every set
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def sample(
+    reader: MemoryModel, slots: Slots, prompt: Sequence[int], count: int, most: int, temperature: float,
+    ends: set[int], draw: torch.Generator,
+) -> list[list[int]]:  # fmt: skip
+    """Continuations of a prompt behind a memory, drawn token by token; without the token that ended them."""
+    rows = [Row(slots) for _ in range(count)]
+    ids = torch.tensor([prompt], device=reader.device)
+    with inference(reader):
+        logits = torch.cat([reader.advance(ids, [row]) for row in rows])  # (count, V)
+        said: list[list[int]] = [[] for _ in rows]
+        going = list(range(count))
+        while going:
+            chances = (logits.float() / temperature).softmax(dim=-1).cpu()
+            drawn = torch.multinomial(chances, 1, generator=draw)[:, 0].tolist()
+            for index, token in zip(going, drawn, strict=True):
+                said[index].append(token)
+            on = [i for i, index in enumerate(going) if drawn[i] not in ends and len(said[index]) < most]
+            going = [going[i] for i in on]
+            if going:
+                last = torch.tensor([[said[index][-1]] for index in going], device=reader.device)
+                logits = reader.advance(last, [rows[index] for index in going])
+    return [[token for token in one if token not in ends] for one in said]
+
+
+def parsed(kind: str, text: str, question: str) -> list[Clue]:
+    """The clues in what was written, without echoes of the question."""
+    spans = [(0, len(text))] if kind == "draft" else clues.lines(text)
+    known, found = {clues.key_of(question)}, []
+    for start, end in spans:
+        key = clues.key_of(text[start:end])
+        if key and key not in known:
+            known.add(key)
+            found.append(Clue(text[start:end].strip(), kind, 0.0, ()))
+    return found[: clues.LINES]
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def pairs(
+    reader: MemoryModel, judge: Judge, lesson: Lesson, plan: Rewarding, reward: str, number: int
+) -> Iterator[Pair]:
+    """A pair for each question of a lesson of whose sets of clues some were better than others.
+
+    number: of the lesson; what is drawn follows from it.
+    """
+    encoder, passages = sft.Encoder(reader, plan.most), judge.passages(lesson)
+    asked_of = [asked for asked in lesson.questions if asked.answers and (reward != "recall" or asked.evidence)]
+    if not asked_of or not passages:
+        return
+    with inference(reader):
+        ids = [reader.encode(text)[0] for text in lesson.documents]
+        slots = sft.memorize(reader, ids, plan.window, plan.ratio)
+    vectors = torch.tensor(judge.embedder.encode([passage.text for passage in passages]))
+    draw = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
+    for asked in asked_of:
+        sets = _sets(reader, encoder, slots, asked.question, plan, draw)
+        rewards = []
+        for one in sets:
+            recalled = [clue for kind, text in one.items() for clue in parsed(kind, text, asked.question)]
+            order = judge.ranked(asked.question, recalled, passages, vectors)
+            rewards.append(judge.reward(reward, asked, order, passages))
+        best, worst = max(rewards), min(rewards)
+        if best - worst >= plan.least_gain:
+            better, worse = sets[rewards.index(best)], sets[rewards.index(worst)]
+            yield Pair(lesson.documents, asked.question, better, worse, tuple(rewards))
+
+
+def _sets(
+    reader: MemoryModel, encoder: sft.Encoder, slots: Slots, question: str, plan: Rewarding, draw: torch.Generator
+) -> list[dict[str, str]]:
+    """Several sets of clues, one text a kind each."""
+    sets: list[dict[str, str]] = [{} for _ in range(plan.samples)]
+    for kind, (_, _, begin) in clues.KINDS.items():
+        prompt = encoder.generator.encode(Prompt(clues.messages(kind, question), 1, begin))
+        said = sample(
+            reader, slots, prompt, plan.samples, plan.most, plan.temperature, encoder.generator.ends, draw
+        )  # fmt: skip
+        for one, ids in zip(sets, said, strict=True):
+            one[kind] = reader.tokenizer.decode(ids, skip_special_tokens=True)
+    return sets
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """A pair in tokens."""
+
+    documents: tuple[tuple[int, ...], ...]
+    best: tuple[sft.Target, ...]
+    worst: tuple[sft.Target, ...]
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.documents))
+
+
+def groups(reader: MemoryModel, known: Sequence[Pair], plan: Rewarding) -> Callable[[int], list[Group]]:
+    """`micro_batches` for the loop: each pair once an epoch, in random order.
+
+    Raises:
+        SettingsError: fewer pairs than a step needs.
+    """
+    if len(known) < plan.batch:
+        raise SettingsError(f"{len(known)} pairs do not fill a step of {plan.batch}.", "Make more, or a smaller batch.")
+    encoder, steps = sft.Encoder(reader, plan.most), len(known) // plan.batch
+
+    def micro_batches(step: int) -> list[Group]:
+        order = list(range(len(known)))
+        random.Random(f"{plan.seed} epoch {step // steps}").shuffle(order)
+        first = step % steps * plan.batch
+        made = []
+        for pair in (known[index] for index in order[first : first + plan.batch]):
+            documents = tuple(tuple(reader.encode(text)[0]) for text in pair.documents)
+            best, worst = (encoder.written(pair.question, one) for one in (pair.best, pair.worst))
+            made.append(Group(documents, best, worst))
+        return made
+
+    return micro_batches
+
+
+def hinge(best: Tensor, worst: Tensor, margin: float) -> Tensor:
+    """max(0, m - R(y+) + R(y-)) of mean log-probabilities."""
+    return (margin - best + worst).clamp(min=0)
+
+
+def dpo(best: Tensor, worst: Tensor, best_before: Tensor, worst_before: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(b [log p(y+) / p0(y+) - log p(y-) / p0(y-)]) of summed log-probabilities."""
+    return -torch.nn.functional.logsigmoid(beta * ((best - best_before) - (worst - worst_before)))
+
+
+def losses(
+    reader: MemoryModel, group: Group, plan: Rewarding, before: MemoryModel | None = None
+) -> dict[str, Tensor]:
+    """`loss`, and R(y+) - R(y-) as `gain`. (1,) each. before: the same model with the weights of the start, for DPO"""
+    best, worst = _both(reader, group, plan)
+    gain = best.mean() - worst.mean()
+    if plan.dpo:
+        assert before is not None
+        with torch.no_grad():
+            best_before, worst_before = _both(before, group, plan)
+        loss = dpo(best.sum(), worst.sum(), best_before.sum(), worst_before.sum(), plan.beta)
+    else:
+        loss = hinge(best.mean(), worst.mean(), plan.margin)
+    return {"loss": (loss - plan.anchor * best.mean())[None], "gain": gain[None]}
+
+
+def _both(reader: MemoryModel, group: Group, plan: Rewarding) -> tuple[Tensor, Tensor]:
+    """log p of every token of the best and of the worst set."""
+    slots = sft.memorize(reader, group.documents, plan.window, plan.ratio)
+    found = sft.log_probs(reader, slots, group.best + group.worst)
+    return torch.cat(found[: len(group.best)]), torch.cat(found[len(group.best) :])
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def line(pair: Pair) -> dict[str, Any]:
+    """A pair as JSON."""
+    return {
+        "documents": pair.documents, "question": pair.question, "best": pair.best, "worst": pair.worst,
+        "rewards": pair.rewards,
+    }  # fmt: skip
+
+
+def load(path: Path) -> list[Pair]:
+    """The pairs of a file of rows that `memo train pairs` wrote.
+
+    Raises:
+        SettingsError: it cannot be read, or holds something else.
+    """
+    try:
+        _, *units = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return [
+            Pair(tuple(p["documents"]), p["question"], p["best"], p["worst"], tuple(p["rewards"]))
+            for unit in units for p in unit["rows"]
+        ]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{path} is no file of pairs.", "Make it with: python -m memo train pairs.") from error
