@@ -82,6 +82,25 @@ class Rewarding(Plan):
     anchor: float = 0.1  # weight of log p of the best set
 
 
+@dataclass(frozen=True)
+class Studying(Plan):
+    """One document's memory as the parameters, see `study`."""
+
+    steps: int = 200
+    batch: int = 1
+    micro: int = 1
+    learning_rate: float = 2e-2  # in standard deviations of keys and of values
+    part: int = 1024  # tokens of the text that the teacher has before it
+    stretches: int = 4  # a step
+    span: int = 64  # tokens of a stretch
+    given: int = 8  # how many of them are given
+    questions: int = 4  # that are asked about a part
+    answers: int = 2  # a step
+    asked: int = 32  # tokens of a question at most
+    answered: int = 48  # tokens of an answer at most
+    temperature: float = 0.8
+
+
 MAY_BE_ZERO = (
     "warmup", "final", "weight_decay", "seed", "parted", "spans", "next_weight", "nothing", "dpo", "anchor",
     "least_gain",
@@ -101,8 +120,9 @@ def checked(plan: Plan) -> Any:
         if any(not math.isfinite(number) or number < least for number in numbers):
             raise SettingsError(f"{one.name} is {value!r} in the plan.", "It must be larger.")
     for name in ("betas", "span", "given"):
-        if len(getattr(plan, name, (0, 0))) != 2:
-            raise SettingsError(f"{name} is {getattr(plan, name)!r} in the plan.", "It must be two numbers.")
+        value = getattr(plan, name, None)
+        if isinstance(value, tuple) and len(value) != 2:
+            raise SettingsError(f"{name} is {value!r} in the plan.", "It must be two numbers.")
     if plan.batch % plan.micro:
         raise SettingsError(f"A batch of {plan.batch} is no multiple of micro, {plan.micro}.")
     if isinstance(plan, Pretraining):
