@@ -60,6 +60,10 @@ def parser() -> argparse.ArgumentParser:
     command("documents", "list the documents of a library")
     forget = command("forget", "delete a document: its text, memory and passages")
     forget.add_argument("document", metavar="DOC", help="its name or id")
+    study = command("study", "train the memory of a document on its text, so that it keeps more of it")
+    study.add_argument("document", metavar="DOC", help="its name or id")
+    study.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+                       help="another number in the plan (memo/train/recipe.py), such as steps=100")  # fmt: skip
     ask = command("ask", "answer a question")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--strategy", default="memorag", choices=list(STRATEGIES), help="default memorag")
@@ -151,9 +155,10 @@ def tell(progress: DocumentProgress, bars: dict[str, Any]) -> None:
     """A progress bar per document on stderr, when that is a terminal."""
     from tqdm import tqdm
 
-    if progress.state == "memorizing":
+    if progress.state in ("memorizing", "studying"):
         if progress.name not in bars:
-            bars[progress.name] = tqdm(total=progress.total, desc=progress.name[:40], unit="tok", file=sys.stderr)
+            unit = "tok" if progress.state == "memorizing" else "step"
+            bars[progress.name] = tqdm(total=progress.total, desc=progress.name[:40], unit=unit, file=sys.stderr)
         bars[progress.name].update(progress.done - bars[progress.name].n)
     elif progress.state in ("ready", "failed") and progress.name in bars:
         bars.pop(progress.name).close()
@@ -237,6 +242,23 @@ def run_forget(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_study(arguments: argparse.Namespace) -> int:
+    from memo.pipeline import open_library
+    from memo.train.recipe import Studying
+
+    plan, bars = training.changed(Studying(), arguments.changes), {}
+    with open_library(existing(arguments.library)) as rag:
+        entry = rag.library.find(arguments.document)
+        for progress in rag.study(entry.id, plan):
+            if not arguments.json and sys.stderr.isatty():
+                tell(progress, bars)
+    if arguments.json:
+        print_json({"studied": {"id": entry.id, "name": entry.name, "steps": plan.steps}})
+    else:
+        print(f"Studied {entry.name}, {plan.steps} steps.")
+    return 0
+
+
 def run_ask(arguments: argparse.Namespace) -> int:
     from memo.pipeline import open_library
 
@@ -302,7 +324,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "serve": run_serve, "memorize": run_memorize, "documents": run_documents, "forget": run_forget,
-    "ask": run_ask, "compare": run_compare, "models": run_models, "evaluate": evaluation.run,
+    "study": run_study, "ask": run_ask, "compare": run_compare, "models": run_models, "evaluate": evaluation.run,
     "train": training.run,
 }  # fmt: skip
 

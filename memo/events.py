@@ -10,7 +10,7 @@ from typing import Literal
 
 from memo.errors import MemoError
 
-State = Literal["queued", "reading", "indexing", "memorizing", "ready", "failed"]
+State = Literal["queued", "reading", "indexing", "memorizing", "studying", "ready", "failed"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class DocumentProgress:
-    """A document on its way in. done, total: tokens while memorizing, passages while indexing."""
+    """A document on its way in. done, total: tokens while memorizing, passages while indexing, steps while studying."""
 
     name: str
     state: State

@@ -239,6 +239,20 @@ class Library:
                 self._memory.add(memory)
         return entry
 
+    def replace_memory(self, memory: DocumentMemory) -> None:
+        """Puts another memory of the same text in place of a document's.
+
+        Raises:
+            UnknownDocument: the document is not there any more.
+        """
+        from memo import memory_file
+
+        with self._changing:
+            self.entry(memory.document)
+            memory_file.save(memory, self.folder / memory.document / "memory.safetensors")
+            if self._memory is not None:
+                self._memory.add(memory)
+
     def remove(self, document: str) -> None:
         """Takes a document out: its text, its memory, its passages."""
         with self._changing:

@@ -29,6 +29,7 @@ from memo.events import (
     Event,
     PassagesFound,
     Rewritten,
+    State,
 )  # fmt: skip
 from memo.generate import Generator, Prompt, Run, Stream
 from memo.library import Library, text_hash
@@ -37,6 +38,7 @@ from memo.settings import Settings, from_environment
 
 if TYPE_CHECKING:
     from memo.documents import Document
+    from memo.train.recipe import Studying
 
 
 class Stop:
@@ -143,6 +145,33 @@ class MemoRAG:
         yield DocumentProgress(
             document.name, "ready", document.id, entry.tokens, entry.tokens, entry.slots, entry.ratio
         )
+
+    def study(self, name: str, plan: Studying, stop: Stop | None = None) -> Iterator[DocumentProgress]:
+        """Trains the memory of one document (by id or name) on its text, so that it keeps more of it; see train.study.
+
+        Stopping leaves the memory as it was: it is "ready" again, with `Cancelled` as error.
+
+        Raises:
+            UnknownDocument: there is no such document. DamagedMemory, WrongModel: its memory cannot be used.
+        """
+        from memo.train.study import Lap, study
+
+        entry, stop, model = self.library.find(name), stop or Stop(), self.models.memory_model()
+        memory = self.library.load(entry.id, model)
+
+        def told(state: State, done: int, error: MemoError | None = None) -> DocumentProgress:
+            return DocumentProgress(entry.name, state, entry.id, done, plan.steps, entry.slots, entry.ratio, error)
+
+        try:
+            for step in study(model, memory, self.library.text(entry.id), plan):
+                self._continue(stop)
+                if isinstance(step, Lap):
+                    yield told("studying", step.step)
+                else:
+                    self.library.replace_memory(step)
+            yield told("ready", plan.steps)
+        except Cancelled as error:
+            yield told("ready", 0, error)
 
     def _usable(self, document: str) -> bool:
         """Whether the stored memory of a document can be loaded by the models of today."""

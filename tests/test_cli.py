@@ -187,6 +187,20 @@ def test_forget_deletes_text_memory_and_passages(memo, tmp_path):
     assert "no document" in err
 
 
+def test_study_trains_the_memory_of_a_document(memo, tmp_path):
+    file, library = tmp_path / "bees.txt", tmp_path / "lib"
+    file.write_text("Bees dance to tell where the flowers are. " * 4)
+    memo("memorize", file, "--library", library, "--json")
+    [memory] = library.glob("documents/*/memory.safetensors")
+    before = memory.read_bytes()
+    small = [word for change in ("steps=2", "part=64", "span=16", "asked=8", "answered=8") for word in ("--set", change)]
+    status, out, _ = memo("study", "bees.txt", "--library", library, "--json", *small)
+    assert status == 0 and json.loads(out)["studied"] | {"id": ""} == {"id": "", "name": "bees.txt", "steps": 2}
+    assert memory.read_bytes() != before
+    status, _, err = memo("study", "bees.txt", "--library", library, "--set", "pace=2")
+    assert status == 2 and "pace" in err
+
+
 def test_models_tells_what_is_used(memo, tiny_folder):
     told = json.loads(memo("models", "--json")[1])
     assert told["memory_model"] == tiny_folder.name

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from memo.answers import CLUE_WEIGHT, STRATEGIES, clue_queries
-from memo.errors import BackendError, Cancelled, MemoError, NothingToAsk, SettingsError
+from memo.errors import BackendError, Cancelled, MemoError, NothingToAsk, SettingsError, UnknownDocument
 from memo.events import (
     AnswerDone,
     AnswerFailed,
@@ -20,6 +20,7 @@ from memo.events import (
 )
 from memo.library import Library
 from memo.pipeline import MemoRAG, Models, Stop, finish
+from memo.train.recipe import Studying
 
 QUESTION = "In which year did a flood take the bridge?"
 
@@ -97,6 +98,38 @@ def test_after_a_stop_nothing_is_read_or_embedded(tiny_rag, tmp_path, monkeypatc
         ("a.txt", "failed", Cancelled), ("b.txt", "failed", Cancelled),
     ]  # fmt: skip
     assert not done and not tiny_rag.library.documents and not list(tiny_rag.library.folder.iterdir())
+
+
+PLAN = Studying(steps=3, part=64, span=24, given=4, stretches=2, questions=1, answers=1, asked=8, answered=8)
+
+
+def test_studying_replaces_the_memory_of_one_document(rag):
+    mill, other = rag.library.documents
+    library = rag.library.memory(rag.models.memory_model())
+    before = {document: library[document].keys.clone() for document in (mill, other)}
+    slots = library.compose().slots.keys[0].clone()
+    events = list(rag.study("mill.txt", PLAN))
+    assert [(e.state, e.document, e.done, e.total) for e in events] == [
+        *(("studying", mill, step, 3) for step in (1, 2, 3)), ("ready", mill, 3, 3),
+    ]  # fmt: skip
+    stored = rag.library.load(mill, rag.models.memory_model())
+    assert not torch.equal(stored.keys, before[mill]) and torch.equal(stored.keys, library[mill].keys)
+    assert torch.equal(rag.library.load(other, rag.models.memory_model()).keys, before[other])
+    assert not torch.equal(library.compose().slots.keys[0], slots)  # questions see it at once
+    assert isinstance(list(rag.ask(QUESTION))[-1], AnswerDone)
+
+
+def test_studying_that_is_stopped_leaves_the_memory_as_it_was(rag):
+    mill, stop = next(iter(rag.library.documents)), Stop()
+    before = rag.library.load(mill, rag.models.memory_model()).keys
+    steps = rag.study(mill, PLAN, stop)
+    assert next(steps).state == "studying"
+    stop.all()
+    [last] = steps
+    assert last.state == "ready" and isinstance(last.error, Cancelled)
+    assert torch.equal(rag.library.load(mill, rag.models.memory_model()).keys, before)
+    with pytest.raises(UnknownDocument):
+        next(rag.study("nothing.txt", PLAN))
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
