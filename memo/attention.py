@@ -265,20 +265,22 @@ class MemoryWeights(nn.Module):
 
     @classmethod
     def load(cls, path: Path, model: PreTrainedModel) -> MemoryWeights:
-        """Trained memory weights of this model, from a safetensors file that `save` wrote.
+        """Trained memory weights of this model: a safetensors file that `save` wrote, or a folder of its parts.
 
         Raises:
             ModelError: no such file, or weights of another model.
         """
-        weights = cls(model).requires_grad_(False)
+        weights, state = cls(model).requires_grad_(False), {}
         try:
-            weights.load_state_dict(load_file(path))
+            for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+                state |= load_file(file)
+            weights.load_state_dict(state)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(f"The memory weights {path.name} do not fit this model, or cannot be read.") from error
         return weights
 
     def save(self, path: Path) -> None:
-        """Writes them as safetensors, atomically."""
+        """Writes them as one safetensors file, atomically."""
         temporary = path.with_name(f".{path.name}.tmp")
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, temporary)
         temporary.replace(path)

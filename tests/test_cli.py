@@ -193,7 +193,8 @@ def test_study_trains_the_memory_of_a_document(memo, tmp_path):
     memo("memorize", file, "--library", library, "--json")
     [memory] = library.glob("documents/*/memory.safetensors")
     before = memory.read_bytes()
-    small = [word for change in ("steps=2", "part=64", "span=16", "asked=8", "answered=8") for word in ("--set", change)]
+    changes = ("steps=2", "part=64", "span=16", "asked=8", "answered=8")
+    small = [word for change in changes for word in ("--set", change)]
     status, out, _ = memo("study", "bees.txt", "--library", library, "--json", *small)
     assert status == 0 and json.loads(out)["studied"] | {"id": ""} == {"id": "", "name": "bees.txt", "steps": 2}
     assert memory.read_bytes() != before

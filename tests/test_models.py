@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import zipfile
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,7 @@ from memo.models import (
     embedded_language_model,
     fingerprint,
     load_language_model,
+    trained_weights,
     untrusted,
     write_atomic,
 )
@@ -214,6 +216,15 @@ def test_names_shown_to_people_are_no_paths(tiny_folder):
     assert display_name(str(tiny_folder)) == "tiny-llama" and display_name("org/model") == "org/model"
     told = describe(Settings(memory_model=str(tiny_folder), memory_weights=str(tiny_folder / "w.safetensors")))
     assert str(tiny_folder.parent) not in str(told) and told["memory_weights"] == "w.safetensors"
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_the_embedded_model_comes_with_trained_memory_weights_and_no_other_does(tmp_path, monkeypatch, shipped):
+    monkeypatch.setattr("memo.models.SHIPPED", tmp_path if shipped else tmp_path / "none")
+    assert trained_weights(Settings()) == (tmp_path if shipped else None)
+    assert trained_weights(Settings(memory_model="org/model")) is None
+    assert trained_weights(Settings(memory_weights="untrained")) is None
+    assert trained_weights(Settings(memory_model="org/model", memory_weights="runs/w")) == Path("runs/w")
 
 
 # --- the embedded model ----------------------------------------------------------------------------------------------

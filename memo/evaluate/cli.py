@@ -44,7 +44,8 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
             sub.add_argument("--seed", type=at_least(0), default=0, help="of everything drawn at random (default 0)")
             sub.add_argument("--limit", type=at_least(0), default=0, metavar="N",
                              help="this many questions (default 0: all) or texts (default 8) at most")  # fmt: skip
-            sub.add_argument("--memory-weights", default="", metavar="PATH", help="trained memory weights")
+            sub.add_argument("--memory-weights", default="", metavar="PATH",
+                             help='trained memory weights, or "untrained" (default MEMO_MEMORY_WEIGHTS)')  # fmt: skip
         return sub
 
     qa = command("qa", "measure answers and what they found, strategy by strategy")
