@@ -14,13 +14,14 @@ export GRADIO_ANALYTICS_ENABLED := False
 # threads that wait sleep instead of spinning: on a shared machine two spinning teams stop each other
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint notebooks bench clean
 
 help:  ## this text
 	@echo "make demo    set up, then start the app on http://$(HOST):$(PORT) (HOST=…, PORT=… change it)"
 	@echo "make test    set up, install what the tests need, run ruff and every test"
 	@echo "make setup   set up only: .venv, requirements.txt, the embedded models"
 	@echo "make lint    ruff alone"
+	@echo "make notebooks  execute the notebooks, save their outputs"
 	@echo "make bench   every measurement, over the question sets in DATA=folder; hours on a CPU"
 	@echo "make clean   delete .venv (the models in the cache folder stay)"
 
@@ -56,6 +57,9 @@ lint: $(BIN)/.tested
 
 test: setup $(BIN)/.tested chromium lint  ## ruff and every test
 	$(BIN)/python -m pytest
+
+notebooks: setup $(BIN)/.tested chromium  ## executes the notebooks and saves their outputs
+	$(BIN)/python notebooks/execute.py
 
 # one measurement a line: its name, folder, split, context, further arguments
 define SETS

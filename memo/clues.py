@@ -106,8 +106,13 @@ def lines(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def parse(kind: str, stream: Stream, question: str, memory: Composed, usual: torch.Tensor | None) -> list[Clue]:
-    """The clues in one stream (finished or not): at most `LINES`, without echoes of the question or repeats."""
+def parse(
+    kind: str, stream: Stream, question: str, memory: Composed | None, usual: torch.Tensor | None
+) -> list[Clue]:
+    """The clues in one stream (finished or not): at most `LINES`, without echoes of the question or repeats.
+
+    Without memory and `usual` they have no sources.
+    """
     text = stream.text
     if stream.tokens >= stream.prompt.max_tokens:  # cut in the middle: its last whole sentence or line is its end
         whole = max(text.rfind(mark) for mark in ".!?。！？\n") + 1
@@ -136,7 +141,9 @@ def background(streams: list[Stream]) -> torch.Tensor | None:
     return torch.stack(every).float().mean(dim=0) if every else None
 
 
-def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Tensor | None) -> tuple[Source, ...]:
+def sources(
+    stream: Stream, tokens: list[int], memory: Composed | None, usual: torch.Tensor | None
+) -> tuple[Source, ...]:
     """The stretches of the documents that these generated tokens looked at more than usual, strongest first.
 
     strength(slot) = mean over layers of max(0, a - u) / sqrt(u), with a the tokens' mean attention on the slot and u
@@ -146,7 +153,7 @@ def sources(stream: Stream, tokens: list[int], memory: Composed, usual: torch.Te
     import torch
 
     looks = [stream.mass[i - 1] for i in tokens if 0 < i <= len(stream.mass)]
-    if not looks or usual is None:
+    if not looks or usual is None or memory is None:
         return ()
     more = (torch.stack(looks).float().mean(dim=0) - usual).clamp(min=0)  # (layers, M)
     strength = (more / (usual + 1e-6).sqrt()).mean(dim=0)  # (M,)
@@ -204,10 +211,10 @@ def pointers(looked: torch.Tensor | None, memory: Composed, passages: Sequence[P
     return (strength / strength.max().clamp(min=1e-9)).tolist()
 
 
-def collect(streams: dict[str, Stream], question: str, memory: Composed, whole: bool = True) -> tuple[Clue, ...]:
-    """All clues of a batch, without repeats across kinds; of unfinished streams (not `whole`) without sources."""
+def collect(streams: dict[str, Stream], question: str, memory: Composed | None) -> tuple[Clue, ...]:
+    """All clues of a batch, without repeats across kinds; without memory (streams that go on) without sources."""
     clues: dict[str, Clue] = {}
     for kind, stream in streams.items():
-        for clue in parse(kind, stream, question, memory, memory.usual if whole else None):
+        for clue in parse(kind, stream, question, memory, memory.usual if memory else None):
             clues.setdefault(key_of(clue.text), clue)
     return tuple(clues.values())

@@ -273,7 +273,7 @@ class MemoRAG:
                     if size != clue_texts and task.ask.memory is not None:
                         clue_texts = size
                         kinds = dict(zip(recall.KINDS, task.streams, strict=False))
-                        if found := recall.collect(kinds, task.ask.question, task.ask.memory, whole=False):
+                        if found := recall.collect(kinds, task.ask.question, None):
                             task.timings.setdefault("first_clue", time.monotonic() - began)
                             yield CluesRecalled(found, final=False)
                 if task.answering and task.streams[0].text != task.shown:

@@ -83,10 +83,15 @@ def decoded(reader, ids):
         ("question", ("A?", "B?", "C?"), "1. A?\n2. B?\n3. C?"),
         ("draft", ("In 1887.",), "In 1887."),
         ("key", ("A", "B"), "- A\n- B"),
+        # no more than are read
+        ("span", ("A.", "B.", "C.", "D."), '"A."\n"B."\n"C."'),
+        ("question", ("A?", "B?", "C?", "D?"), "1. A?\n2. B?\n3. C?"),
+        ("key", ("A", "B", "C", "D", "E"), "- A\n- B\n- C"),
     ],
 )
 def test_clues_are_written_behind_their_beginning(kind, texts, written):
     assert clues.KINDS[kind][2] + sft.said(kind, texts) == written
+    assert clues.LINES == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,6 +126,14 @@ def test_targets_are_what_is_said_and_the_end():
     for target, text in zip(targets, said, strict=True):
         assert target.ids[-1] == reader.tokenizer.eos_token_id and decoded(reader, target.ids[:-1]) == text
     assert all("flood" in decoded(reader, target.prompt) for target in targets[-2:])
+
+
+@pytest.mark.parametrize(("ends", "end"), [([257, 0], 257), ([0, 257], 257), ([9, 5], 5), (7, 7), (None, 257)])
+def test_the_end_is_that_of_a_turn_where_several_tokens_end_a_text(ends, end):
+    reader = memory_model()
+    reader.model.generation_config.eos_token_id = ends
+    assert reader.tokenizer.eos_token_id == 257  # as in the chat template
+    assert sft.Encoder(reader, 999).targets(LESSON)[0].ids[-1] == end
 
 
 def test_what_is_too_long_is_cut_and_has_no_end():
@@ -298,11 +311,37 @@ def test_some_lessons_have_a_question_of_elsewhere(share, least, most):
     assert least <= foreign <= most  # of 40; a lesson can draw itself, and then has none
 
 
+def test_no_question_is_of_elsewhere_whose_answer_stands_here():
+    reader, sold, fell = memory_model(), "It was sold in 1887. ", "The bridge fell in 1903. "
+    known = [
+        Lesson((sold + fell,), (Asked("When was it sold?", ("1887",), ((0, 15, 19),)),)),
+        Lesson((fell + "Nobody knew why.",), (Asked("When did it fall?", ("1903",), ((0, 19, 23),)),)),
+    ]
+    micro_batches = sft.groups(reader, known, dataclasses.replace(PLAN, most=99, nothing=1.0))
+    for group in (group for step in range(8) for group in micro_batches(step)):
+        asked = [decoded(reader, target.prompt) for target in group.targets if len(target.ids) > len(NOTHING)]
+        assert not (sold + fell in decoded(reader, group.documents[0]) and any("fall?" in one for one in asked))
+
+
 def test_too_few_lessons_are_refused():
     reader = memory_model()
     with pytest.raises(SettingsError, match="1 lessons do not fill a step of 2"):
         sft.groups(reader, [LESSON], PLAN)
     assert len(sft.groups(reader, [LESSON, LESSON], PLAN)(0)) == 2
+
+
+@pytest.mark.parametrize("nothing", [{}, {"span": ()}], ids=["no clues", "an empty list of clues"])
+def test_lessons_that_have_nothing_to_teach_are_left_out(nothing):
+    reader, known = memory_model(), [lesson(1), lesson(2)]
+    idle = Lesson(("It says nothing.",), (Asked("What?", (), (), nothing),))
+    half = Lesson(TEXTS, (Asked("What?", (), (), nothing), SECOND))
+    with pytest.raises(SettingsError, match="1 lessons do not fill a step of 2"):
+        sft.groups(reader, [lesson(1), idle, idle], PLAN)
+    micro_batches = sft.groups(reader, [idle, *known, idle, half, lesson(3)], PLAN)
+    epoch = [group for step in range(2) for group in micro_batches(step)]
+    expected = [ids_of(reader, one.documents) for one in (*known, half, lesson(3))]
+    assert sorted(group.documents for group in epoch) == sorted(expected)
+    assert all(group.targets for group in epoch)
 
 
 def test_training_moves_the_memory_weights_and_nothing_else(tmp_path):
@@ -399,5 +438,5 @@ def test_wrong_use_is_told_in_one_line(tmp_path, folder, capsys):
     ):
         capsys.readouterr()
         assert main(["train", "sft", "--data", str(tmp_path / data), *out, *more]) == 2
-        assert f"{told}" in capsys.readouterr().err
+        assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

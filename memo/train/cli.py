@@ -178,8 +178,12 @@ def _pairs(arguments: argparse.Namespace) -> int:
     reader = MemoryModel(plain.model, plain.tokenizer, weights)
     judge = rewards.Judge(models.embedder(), LocalGenerator(plain, ""), settings)
     known = [lesson for path in arguments.data for lesson in lessons.load(path)][: arguments.limit or None]
-    about = {"plan": asdict(plan), "reward": arguments.reward, "weights": reader.weights_fingerprint,
-             "lessons": [hashlib.sha256(path.read_bytes()).hexdigest() for path in arguments.data]}  # fmt: skip
+    about = {
+        "plan": asdict(plan), "reward": arguments.reward, "model": reader.fingerprint,
+        "weights": reader.weights_fingerprint, "embedder": judge.embedder.name,
+        "settings": [settings.passage_tokens, settings.context_tokens, settings.answer_tokens],
+        "lessons": [hashlib.sha256(path.read_bytes()).hexdigest() for path in arguments.data],
+    }  # fmt: skip
     done = Rows(arguments.out, about)
     for number, lesson in enumerate(known):
         if str(number) not in done.done:

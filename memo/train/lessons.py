@@ -8,10 +8,10 @@ In: a question set (memo.evaluate.data), or a file of lessons. Out: `Lesson`s; a
 The clues of a question set, after MemoRAG (arXiv 2409.05591v3), appendix B, where an LLM writes them from question,
 text and answer; here they follow from what the set knows:
 
-    span      the sentences that hold the evidence
+    span      a sentence of each piece of evidence: that with the answer, else the first
     question  what the steps of a multi-hop question ask ("performer of Get Low"), where the set has triples
     draft     the answer; for a question of other documents, that nothing there says
-    key       the titles of the evidence's documents, where there are several, and the answer
+    key       the titles of the evidence's documents, where there are several, then the answer
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memo.clues import KINDS
+from memo.clues import KINDS, LINES
 from memo.errors import SettingsError
-from memo.evaluate.data import Question, QuestionSet
+from memo.evaluate.data import Question, QuestionSet, loose
 from memo.passages import sentences
 
 NOTHING = "Nothing in the document says that."
@@ -83,7 +83,7 @@ def _of_several(
     room, chosen = most, []
     for document in documents:
         room -= len(offsets(document.text))
-        if room > 0 or document.id in gold:
+        if room >= 0 or document.id in gold:
             chosen.append(document)
     draw.shuffle(chosen)
     at = {document.id: number for number, document in enumerate(chosen)}
@@ -99,17 +99,13 @@ def _of_one(
 ) -> Iterator[Lesson]:
     """Stretches of a document that hold the evidence of one question after the other, and of what others they may."""
     text = asked[0].shelf.documents[0].text
-    tokens = [start for start, _ in offsets(text)]  # where in the text each token begins
-    marks = [start for start, _ in sentences(text)]
+    tokens = [*(start for start, _ in offsets(text)), len(text)]  # where in the text each token begins, and it ends
+    whole = sentences(text)
     left = list(asked)
     draw.shuffle(left)
     while left:
-        # from the start of a sentence, up to nine tenths of the stretch before the evidence
-        at = bisect.bisect_right(tokens, left[0].evidence[0][0][1]) - 1
-        earliest = tokens[max(0, at - draw.randrange(1 + most * 9 // 10))]
-        begin = next((mark for mark in marks if earliest <= mark <= tokens[at]), tokens[at])
-        stop = bisect.bisect_left(tokens, begin) + most
-        end = tokens[stop] if stop < len(tokens) else len(text)
+        first, last = min(p[0][1] for p in left[0].evidence), max(p[0][2] for p in left[0].evidence)
+        begin, end = _stretch(first, last, tokens, whole, most, draw)
         here = []
         for question in left:
             places = [next((p for p in piece if begin <= p[1] and p[2] <= end), None) for piece in question.evidence]
@@ -125,6 +121,26 @@ def _of_one(
             yield Lesson((stretch,), questions)
 
 
+def _stretch(
+    first: int, last: int, tokens: list[int], whole: list[tuple[int, int]], most: int, draw: random.Random
+) -> tuple[int, int]:
+    """A stretch of `most` tokens around characters [first, last), of whole sentences where it can be.
+
+    tokens: where each begins, and the last ends. Where in the stretch [first, last) lies is drawn.
+    """
+    at, until = bisect.bisect_right(tokens, first) - 1, bisect.bisect_left(tokens, last)
+    slack = max(0, most - (until - at))
+    lowest, drawn = tokens[max(0, at - slack)], tokens[max(0, at - draw.randrange(slack + 1))]
+    starts = [start for start, _ in whole if lowest <= start <= first]
+    found = []
+    for begin in [start for start in starts if start >= drawn] + starts[::-1] + [tokens[at]]:
+        limit = tokens[min(bisect.bisect_left(tokens, begin) + most, len(tokens) - 1)]
+        found.append((begin, limit))
+        if ends := [end for _, end in whole if last <= end <= limit]:
+            return begin, ends[-1]
+    return found[0]
+
+
 def _clues(
     texts: Sequence[str], answers: Sequence[str], evidence: Sequence[tuple[int, int, int]], names: Sequence[str],
     triples: list[Any],
@@ -132,22 +148,26 @@ def _clues(
     spans = []
     for number, start, end in evidence:
         inside = [(a, b) for a, b in sentences(texts[number]) if a < end and b > start]
-        holding = [(a, b) for a, b in inside if any(answer in texts[number][a:b] for answer in answers)]
+        holding = [(a, b) for a, b in inside if any(loose(answer).search(texts[number], a, b) for answer in answers)]
         a, b = (holding or inside or [(start, end)])[0]
         spans.append(" ".join(texts[number][a:b].split()))
     clues = {"span": tuple(dict.fromkeys(spans)), "draft": (answers[0],)}
     if triples:
         clues["question"] = tuple(f"What is the {relation} of {subject}?" for subject, relation, _ in triples)
     if names:
-        clues["key"] = tuple(dict.fromkeys([*names, answers[0]] if len(answers[0]) <= ANSWER else names))
+        last = [answers[0]] if len(answers[0]) <= ANSWER else []
+        clues["key"] = tuple(dict.fromkeys([*names[: LINES - len(last)], *last]))
     return clues
 
 
 def elsewhere(lesson: Lesson, other: Lesson) -> Lesson:
-    """The lesson, and a question of another one, of which nothing in these documents says anything."""
-    foreign = other.questions[0]
-    unknown = Asked(foreign.question, (), (), {"draft": (NOTHING,)})
-    return Lesson(lesson.documents, (*lesson.questions, unknown))
+    """The lesson, and a question of another one of which nothing in these documents says anything, if there is one."""
+    for foreign in other.questions if other is not lesson else ():
+        told = [*foreign.answers, *(other.documents[number][start:end] for number, start, end in foreign.evidence)]
+        if foreign.answers and not any(loose(one).search(text) for one in told for text in lesson.documents):
+            unknown = Asked(foreign.question, (), (), {"draft": (NOTHING,)})
+            return Lesson(lesson.documents, (*lesson.questions, unknown))
+    return lesson
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -183,16 +203,24 @@ def load(path: Path) -> list[Lesson]:
 
 
 def _lesson(line: dict[str, Any]) -> Lesson:
-    texts = tuple(str(text) for text in line["documents"])
+    texts = _texts(line["documents"])
     asked = []
     for one in line["questions"]:
-        clues = {kind: tuple(map(str, texts_of)) for kind, texts_of in one.get("clues", {}).items()}
+        clues = {kind: _texts(several) for kind, several in one.get("clues", {}).items()}
         if unknown := clues.keys() - KINDS.keys():
             raise ValueError(f"clues of the kind {sorted(unknown)[0]!r}")
         places = tuple((int(d), int(a), int(b)) for d, a, b in one.get("evidence", []))
         if any(not (0 <= d < len(texts) and 0 <= a < b <= len(texts[d])) for d, a, b in places):
             raise ValueError("evidence outside the documents")
-        asked.append(Asked(str(one["question"]), tuple(map(str, one.get("answers", []))), places, clues))
+        [question] = _texts([one["question"]])
+        asked.append(Asked(question, _texts(one.get("answers", [])), places, clues))
     if not texts or not asked:
         raise ValueError("no document or no question")
     return Lesson(texts, tuple(asked))
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A list of texts, none of them empty."""
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise ValueError("no list of texts where one should be, or an empty text in it")
+    return tuple(value)

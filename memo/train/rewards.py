@@ -26,7 +26,7 @@ from memo.generate import LocalGenerator, Prompt
 from memo.memory import inference
 from memo.models import Embedder
 from memo.passages import Passage, split
-from memo.search import fuse, place_of
+from memo.search import DEPTH, Ranked, fuse, place_of, within
 from memo.settings import Settings
 from memo.train.lessons import Asked, Lesson
 
@@ -48,41 +48,34 @@ class Judge:
 
     def ranked(
         self, question: str, recalled: Sequence[Clue], passages: Sequence[Passage], vectors: Tensor
-    ) -> list[int]:
-        """Indices of passages, best first, by question and clues. vectors: (P, D) of the passages."""
+    ) -> list[Ranked]:
+        """Passages, best first, by question and clues. vectors: (P, D) of the passages."""
         queries = answers.clue_queries(question, recalled)
         asked = torch.tensor(self.embedder.encode([query.texts[0] for query in queries]))
         rankings = []
         for query, similarity in zip(queries, asked @ vectors.T, strict=True):
-            order = similarity.argsort(descending=True).tolist()
+            order = similarity.argsort(descending=True)[:DEPTH].tolist()
             hits = [{**place_of(passages[i]), "similarity": float(similarity[i])} for i in order]
             rankings.append((query.label, query.weight, hits))
-        at = {(passage.document, passage.start): i for i, passage in enumerate(passages)}
-        return [at[one.hit["document"], one.hit["start"]] for one in fuse(rankings)]
+        return fuse(rankings)
 
-    def prompt(self, question: str, chosen: Sequence[Passage]) -> Prompt:
-        """The answer prompt of every strategy, with the passages in the order of the documents."""
-        ordered = sorted(chosen, key=lambda passage: (int(passage.document), passage.start))
-        shown = "\n\n".join(passage.text.strip() for passage in ordered)
+    def prompt(self, lesson: Lesson, question: str, ranking: Sequence[Ranked]) -> Prompt:
+        """The answer prompt of every strategy, with the passages that fit the budget; documents go by their numbers."""
+        order = [str(number) for number in range(len(lesson.documents))]
+        found = within(
+            ranking, lambda document, start, end: lesson.documents[int(document)][start:end], self.generator.count,
+            self.settings.context_tokens, order,
+        )  # fmt: skip
+        shown = "\n\n".join(f"[{int(passage.document) + 1}]\n{passage.text.strip()}" for passage in found)
         user = answers.ASK.format(passages=shown, question=question)
         return Prompt((("system", answers.SYSTEM), ("user", user)), self.settings.answer_tokens)
 
-    def fitting(self, order: Sequence[int], passages: Sequence[Passage]) -> list[Passage]:
-        """The first passages that fit the budget."""
-        chosen, room = [], self.settings.context_tokens
-        for index in order:
-            room -= self.generator.count(passages[index].text)
-            if chosen and room < 0:
-                break
-            chosen.append(passages[index])
-        return chosen
-
-    def reward(self, kind: str, asked: Asked, order: Sequence[int], passages: Sequence[Passage]) -> float:
+    def reward(self, kind: str, lesson: Lesson, asked: Asked, ranking: Sequence[Ranked]) -> float:
         """Of a ranking, see above."""
         if kind == "recall":
-            ranking = [(passages[i].document, passages[i].start, passages[i].end) for i in order]
-            return recall(ranking, [[(str(number), start, end)] for number, start, end in asked.evidence], FIRST)
-        prompt = self.prompt(asked.question, self.fitting(order, passages))
+            places = [(one.hit["document"], one.hit["start"], one.hit["end"]) for one in ranking]
+            return recall(places, [[(str(number), start, end)] for number, start, end in asked.evidence], FIRST)
+        prompt = self.prompt(lesson, asked.question, ranking)
         return self.likelihood(prompt, asked.answers[0]) if kind == "likelihood" else self.answered(prompt, asked)
 
     def likelihood(self, prompt: Prompt, answer: str) -> float:

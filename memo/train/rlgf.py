@@ -6,6 +6,8 @@ best and the worst of them are kept. Then `losses` per pair, with y all clues of
     hinge   L = max(0, m - R(y+) + R(y-)),   R(y) = 1/|y| sum_t log p(y_t | memory, question, y_<t)
     dpo     L = -log sigmoid(b [log p(y+) - log p0(y+) - log p(y-) + log p0(y-)]),   p0: the weights at the start
 
+both less a share of R(y+), so that the best set does not become less likely with the worst.
+
 Source: MemoRAG (arXiv 2409.05591v3), section 2.3.2, equation 15, and appendix B, which leave R open: the natural
 reading is the mean log-probability of the clues. DPO: arXiv 2305.18290.
 """
@@ -25,8 +27,7 @@ from torch import Tensor
 from memo import clues
 from memo.attention import Row, Slots
 from memo.errors import SettingsError
-from memo.events import Clue
-from memo.generate import Prompt
+from memo.generate import Prompt, Stream
 from memo.memory import MemoryModel, inference
 from memo.train import sft
 from memo.train.lessons import Lesson
@@ -72,18 +73,6 @@ def sample(
     return [[token for token in one if token not in ends] for one in said]
 
 
-def parsed(kind: str, text: str, question: str) -> list[Clue]:
-    """The clues in what was written, without echoes of the question."""
-    spans = [(0, len(text))] if kind == "draft" else clues.lines(text)
-    known, found = {clues.key_of(question)}, []
-    for start, end in spans:
-        key = clues.key_of(text[start:end])
-        if key and key not in known:
-            known.add(key)
-            found.append(Clue(text[start:end].strip(), kind, 0.0, ()))
-    return found[: clues.LINES]
-
-
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
@@ -106,29 +95,36 @@ def pairs(
     for asked in asked_of:
         sets = _sets(reader, encoder, slots, asked.question, plan, draw)
         rewards = []
-        for one in sets:
-            recalled = [clue for kind, text in one.items() for clue in parsed(kind, text, asked.question)]
-            order = judge.ranked(asked.question, recalled, passages, vectors)
-            rewards.append(judge.reward(reward, asked, order, passages))
+        for streams in sets:
+            recalled = clues.collect(streams, asked.question, None)
+            ranking = judge.ranked(asked.question, recalled, passages, vectors)
+            rewards.append(judge.reward(reward, lesson, asked, ranking))
         best, worst = max(rewards), min(rewards)
-        if best - worst >= plan.least_gain:
-            better, worse = sets[rewards.index(best)], sets[rewards.index(worst)]
+        if best > worst and best - worst >= plan.least_gain:
+            better, worse = (_written(sets[rewards.index(one)]) for one in (best, worst))
             yield Pair(lesson.documents, asked.question, better, worse, tuple(rewards))
 
 
 def _sets(
     reader: MemoryModel, encoder: sft.Encoder, slots: Slots, question: str, plan: Rewarding, draw: torch.Generator
-) -> list[dict[str, str]]:
-    """Several sets of clues, one text a kind each."""
-    sets: list[dict[str, str]] = [{} for _ in range(plan.samples)]
+) -> list[dict[str, Stream]]:
+    """Several sets of clues, a stream of each kind."""
+    sets: list[dict[str, Stream]] = [{} for _ in range(plan.samples)]
     for kind, (_, _, begin) in clues.KINDS.items():
-        prompt = encoder.generator.encode(Prompt(clues.messages(kind, question), 1, begin))
+        prompt = Prompt(clues.messages(kind, question), plan.most, begin)
         said = sample(
-            reader, slots, prompt, plan.samples, plan.most, plan.temperature, encoder.generator.ends, draw
+            reader, slots, encoder.generator.encode(prompt), plan.samples, plan.most, plan.temperature,
+            encoder.generator.ends, draw,
         )  # fmt: skip
         for one, ids in zip(sets, said, strict=True):
-            one[kind] = reader.tokenizer.decode(ids, skip_special_tokens=True)
+            text = begin + reader.tokenizer.decode(ids, skip_special_tokens=True)
+            one[kind] = Stream(prompt, text, done=True, tokens=len(ids))
     return sets
+
+
+def _written(streams: dict[str, Stream]) -> dict[str, str]:
+    """What was generated, without the beginnings that were given."""
+    return {kind: stream.text.removeprefix(stream.prompt.prefix) for kind, stream in streams.items()}
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -151,7 +147,7 @@ class Group:
 
 
 def groups(reader: MemoryModel, known: Sequence[Pair], plan: Rewarding) -> Callable[[int], list[Group]]:
-    """`micro_batches` for the loop: each pair once an epoch, in random order.
+    """`micro_batches` for the loop: each pair once an epoch, in random order (but for what does not fill a step).
 
     Raises:
         SettingsError: fewer pairs than a step needs.
@@ -225,10 +221,15 @@ def load(path: Path) -> list[Pair]:
         SettingsError: it cannot be read, or holds something else.
     """
     try:
-        _, *units = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return [
-            Pair(tuple(p["documents"]), p["question"], p["best"], p["worst"], tuple(p["rewards"]))
-            for unit in units for p in unit["rows"]
-        ]  # fmt: skip
+        with path.open(encoding="utf-8") as file:
+            header, *units = map(json.loads, file)
+        dict(header["about"])
+        return [_pair(one) for unit in units for one in unit["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{path} is no file of pairs.", "Make it with: python -m memo train pairs.") from error
+
+
+def _pair(one: dict[str, Any]) -> Pair:
+    if not isinstance(one["documents"], list) or not all(isinstance(one[name], dict) for name in ("best", "worst")):
+        raise ValueError("no pair")
+    return Pair(tuple(one["documents"]), one["question"], one["best"], one["worst"], tuple(one["rewards"]))
