@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import tiny
+import torch
 
 import memo.ui
 from memo.errors import DamagedMemory, EmptyDocument, ModelError, SettingsError
 from memo.events import Answer, Citation, Clue, Found, Source
 from memo.pipeline import Models
 from memo.settings import Settings
+from memo.train.recipe import Studying
 from memo.ui import cards, exports, marks, texts
 from memo.ui.app import Visitors
 from memo.ui.ask import AskPage
@@ -304,7 +306,7 @@ def test_forged_pages_and_tokens_see_and_do_nothing(visitors, app):
         for handler in ("as_json", "as_markdown", "delete_all", "new_conversation", "watch_documents"):
             told = visitor.watch(handler) if handler.startswith("watch") else visitor.call(handler)
             assert "88213" not in told and "secret" not in told
-        visitor.call("delete", event={"id": key})
+        visitor.call("change_document", event={"delete": key})
     assert states(owner) == {"secret.txt": "ready"} and "88213" in owner.call("as_json")
 
 
@@ -374,7 +376,7 @@ def test_delete_frees_text_memory_passages_and_leaves_the_others(visitors, app):
     library = visitor.visit.session.rag.library
     gone = library.find("secret.txt").id
     key = next(k for k, row in visitor.visit.rows.items() if row.name == "secret.txt")
-    visitor.call("delete", event={"id": key})
+    visitor.call("change_document", event={"delete": key})
     assert states(visitor) == {"mill.txt": "ready"}
     assert gone not in library.documents and gone not in library.index.documents()
     assert not [p for p in library.root.rglob("*") if gone in str(p)]
@@ -382,6 +384,70 @@ def test_delete_frees_text_memory_passages_and_leaves_the_others(visitors, app):
     assert not [p for p in library.root.rglob("*") if p.is_file() and b"88213" in p.read_bytes()]
     visitor.call("delete_all")
     assert not states(visitor) and not library.index.count() and not list(library.folder.iterdir())
+
+
+@pytest.fixture
+def short_study(monkeypatch):
+    """A study of few and small steps."""
+    plan = Studying(steps=6, part=64, span=16, given=4, stretches=1, questions=1, answers=1, asked=6, answered=6)
+    monkeypatch.setattr("memo.ui.visits.Studying", lambda: plan)
+
+
+def keys_of(visitor):
+    rag = visitor.visit.session.rag
+    entries, model = rag.library.documents.values(), rag.models.memory_model()
+    return {entry.name: rag.library.load(entry.id, model).keys for entry in entries}
+
+
+def test_a_document_is_studied_and_stays_ready(visitors, short_study):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS), ("other.txt", SECRET))
+    before = keys_of(visitor)
+    key = next(k for k, row in visitor.visit.rows.items() if row.name == "mill.txt")
+    visitor.call("change_document", event={"study": key})
+    assert 'data-study="' in cards.documents(visitor.visit)
+    shown = visitor.watch("watch_documents")
+    assert states(visitor) == {"mill.txt": "ready", "other.txt": "ready"} and "Studied" in shown
+    after = keys_of(visitor)
+    assert not torch.equal(after["mill.txt"], before["mill.txt"])
+    assert torch.equal(after["other.txt"], before["other.txt"])
+
+
+def test_studying_is_stopped_by_the_same_button_and_changes_nothing(visitors, short_study, monkeypatch):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS))
+    visit, [key], before = visitor.visit, visitor.visit.rows, keys_of(visitor)
+    show = visit._show
+
+    def stopping(row, progress):
+        show(row, progress)
+        if progress.state == "studying":
+            visit.study(key)
+
+    monkeypatch.setattr(visit, "_show", stopping)
+    visitor.call("change_document", event={"study": key})
+    shown = visitor.watch("watch_documents")
+    assert states(visitor) == {"mill.txt": "ready"} and "Studied" not in shown and "why" not in shown
+    assert torch.equal(keys_of(visitor)["mill.txt"], before["mill.txt"])
+
+
+def test_a_document_deleted_while_it_is_studied_is_gone(visitors, short_study, monkeypatch):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS), ("other.txt", SECRET))
+    visit = visitor.visit
+    key = next(k for k, row in visit.rows.items() if row.name == "mill.txt")
+    show = visit._show
+
+    def deleting(row, progress):
+        show(row, progress)
+        if progress.state == "studying":
+            visit.delete(key)
+
+    monkeypatch.setattr(visit, "_show", deleting)
+    visitor.call("change_document", event={"study": key})
+    visitor.watch("watch_documents")
+    assert states(visitor) == {"other.txt": "ready"}
+    assert [entry.name for entry in visit.session.rag.library.documents.values()] == ["other.txt"]
 
 
 def test_leaving_the_page_in_the_middle_of_memorizing_ends_everything(app):
@@ -407,7 +473,7 @@ def test_a_handler_with_nonsense_shows_no_stack_trace(visitors):
     visitor = visitors("one")
     for told in (
         visitor.call("ask", None, ["rag"], True), visitor.call("ask", "What?", ["no_such"], True),
-        visitor.call("ask", "What?", [], True), visitor.call("delete", event={"id": {"a": 1}}),
+        visitor.call("ask", "What?", [], True), visitor.call("change_document", event={"delete": {"a": 1}, "study": 3}),
         visitor.call("change_ratio", 3), visitor.call("again", "own"),
     ):  # fmt: skip
         assert "Traceback" not in told and "site-packages" not in told

@@ -70,7 +70,7 @@ class AskPage(Painter):
             button.click(on(self.take_example(example)), p.token, documents, **quick).then(
                 on(self.watch_documents), p.token, documents, **reading
             )
-        p.documents.click(on(self.delete), p.token, documents, **quick).then(
+        p.documents.click(on(self.change_document), p.token, documents, **quick).then(
             on(self.watch_documents), p.token, documents, **reading
         )
         p.ratio.input(on(self.change_ratio), [p.token, p.ratio], documents, **quick).then(
@@ -152,10 +152,13 @@ class AskPage(Painter):
 
         return take
 
-    def delete(self, token: str, request: gr.Request, event: gr.EventData) -> Updates:
+    def change_document(self, token: str, request: gr.Request, event: gr.EventData) -> Updates:
         visit = self.visit(token, request)
         data = event._data if isinstance(event._data, dict) else {}
-        visit.delete(str(data.get("id", "")))
+        if data.get("delete"):
+            visit.delete(str(data["delete"]))
+        elif data.get("study"):
+            visit.study(str(data["study"]))
         return self.draw_documents(visit)
 
     def delete_all(self, token: str, request: gr.Request) -> Updates:

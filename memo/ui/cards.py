@@ -41,15 +41,27 @@ def document(visit: Visit, row: Row) -> str:
     delete = esc(say(language, "delete_one", name=row.name))
     return (
         f'<li class="document {row.state}"><div class="head"><span class="name">{name}</span>'
-        f'<span class="state">{esc(state(language, row))}</span>'
+        f'<span class="state">{esc(state(language, row))}</span>{study(language, row)}'
         f'<button type="button" class="delete" data-delete="{row.key}" aria-label="{delete}" title="{delete}">'
         f'<span aria-hidden="true">×</span></button></div>{details(visit, row)}</li>'
     )
 
 
+def study(language: str, row: Row) -> str:
+    """The button that has a document studied, or stops that."""
+    if row.state != "ready" and not row.study:
+        return ""
+    kind = "study.stop" if row.study else "study"
+    label = esc(say(language, f"{kind}_one", name=row.name))
+    return (
+        f'<button type="button" class="study" data-study="{row.key}" aria-label="{label}" title="{label}">'
+        f"{esc(say(language, kind))}</button>"
+    )
+
+
 def state(language: str, row: Row) -> str:
     """The state in words, with how far it is."""
-    if row.state in ("memorizing", "indexing") and row.total:
+    if row.state in ("memorizing", "indexing", "studying") and row.total:
         return say(language, f"state.{row.state}", percent=int(100 * row.done / row.total))
     return say(language, f"state.{row.state}", percent=0)
 
@@ -57,18 +69,25 @@ def state(language: str, row: Row) -> str:
 def details(visit: Visit, row: Row) -> str:
     """Progress, failure or what the document became."""
     language = visit.language
-    if row.state == "failed" and row.error is not None:
-        settings = visit.session.settings
-        why = tell(
-            language, row.error, name=row.name, mb=settings.max_file_mb, pages=settings.max_pages,
-            documents=settings.max_documents, tokens=f"{settings.max_tokens:,}",
-        )  # fmt: skip
-        return f'<p class="why">{esc(why)}</p>'
     if row.state == "ready" and row.entry:
-        return figures(language, row)
+        return figures(language, row) + why(visit, row)
+    if row.state == "failed":
+        return why(visit, row)
     share = row.done / row.total if row.total else 0.0
     label = esc(say(language, "progress_of", name=row.name))
     return f'<progress max="1" value="{share:.3f}" aria-label="{label}"></progress>'
+
+
+def why(visit: Visit, row: Row) -> str:
+    """What went wrong, if something did."""
+    if row.error is None:
+        return ""
+    settings = visit.session.settings
+    told = tell(
+        visit.language, row.error, name=row.name, mb=settings.max_file_mb, pages=settings.max_pages,
+        documents=settings.max_documents, tokens=f"{settings.max_tokens:,}",
+    )  # fmt: skip
+    return f'<p class="why">{esc(told)}</p>'
 
 
 def figures(language: str, row: Row) -> str:
@@ -82,6 +101,8 @@ def figures(language: str, row: Row) -> str:
     ]
     if row.wanted and entry.ratio > row.wanted:
         lines.append(say(language, "figures.raised", ratio=entry.ratio))
+    if row.studied:
+        lines.append(say(language, "figures.studied"))
     width = max(1, round(100 * share))
     bar = f'<div class="bar" aria-hidden="true"><i style="width:{width}%"></i></div>'
     return f'{bar}<p class="figures">{"".join(map(span, lines))}</p>'

@@ -22,11 +22,11 @@ CHIPS = 3  # questions suggested
 RATIOS = (4, 8, 16)
 i18n = gr.I18n(**{language: table(language) for language in LANGUAGES})
 
-# What is told to the server: which document to delete. The rest of the page's own behaviour is in page.js.
+# What is told to the server: which document to delete or to study. The rest of the page's own behaviour is in page.js.
 ON_DOCUMENTS = """
 element.addEventListener('click', (event) => {
-  const button = event.target.closest('[data-delete]');
-  if (button) trigger('click', {id: button.dataset.delete});
+  const {delete: gone, study} = event.target.closest('button')?.dataset ?? {};
+  if (gone || study) trigger('click', {delete: gone, study});
 });
 """
 ON_PASSAGES = "window.memoPassages.mount(element, watch);"

@@ -10,16 +10,17 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from memo.documents import Document, clean_name, read_document
-from memo.errors import DocumentError, LimitReached, MemoError
+from memo.errors import Cancelled, DocumentError, LimitReached, MemoError
 from memo.events import Answer, Clue, DocumentProgress
 from memo.library import Entry
 from memo.pipeline import Stop
 from memo.sessions import Session, Sessions
+from memo.train.recipe import Studying
 from memo.ui.board import Board
 
 INCOMING = "incoming"  # the folder of files that wait to be read, in the session's own
@@ -32,7 +33,7 @@ class Row:
 
     name: str
     key: str = field(default_factory=lambda: secrets.token_hex(6))
-    state: str = "queued"  # queued, reading, indexing, memorizing, ready, failed
+    state: str = "queued"  # queued, reading, indexing, memorizing, studying, ready, failed
     path: Path | None = None  # until it is read
     document: Document | None = None
     done: int = 0
@@ -42,7 +43,9 @@ class Row:
     wanted: int = 0  # the ratio asked for; 0: the settings'
     error: Exception | None = None
     entry: Entry | None = None
-    again: bool = False  # interrupted, to be memorized from its beginning
+    again: bool = False  # interrupted, to be memorized or studied from its beginning
+    study: bool = False  # to be studied, not read
+    studied: bool = False
 
 
 @dataclass
@@ -142,9 +145,10 @@ class Visit:
                 if self._current is None:
                     self._worker = None
                     return
-                row, row.state = self._current, "reading"
+                row = self._current
+                row.state = "studying" if row.study else "reading"
             try:
-                self._take_in(row)
+                self._study(row) if row.study else self._take_in(row)
             except Exception as error:
                 row.state, row.error = "failed", error
 
@@ -162,13 +166,31 @@ class Visit:
             for key in [k for k, r in self.rows.items() if r is not row and self._same(r, row)]:
                 del self.rows[key]
         self.session.stop = Stop()
-        for progress in self.session.memorize([row.document], row.wanted or None):
-            if row.key not in self.rows:  # deleted meanwhile
+        self._follow(row, self.session.memorize([row.document], row.wanted or None))
+        row.studied = row.studied and row.state != "ready"
+
+    def _study(self, row: Row) -> None:
+        """Trains a document's memory; what goes wrong leaves the document as it was."""
+        assert row.entry is not None
+        self.session.stop = Stop()
+        try:
+            self._follow(row, self.session.study(row.entry.id, Studying()))
+            row.studied = row.studied or (row.state == "ready" and row.error is None)
+            if isinstance(row.error, Cancelled):
+                row.error = None
+        except MemoError as error:
+            row.state, row.error = "ready", error
+        row.study = row.state == "queued"
+
+    def _follow(self, row: Row, steps: Iterator[DocumentProgress]) -> None:
+        """Shows how far a document is; one that was deleted meanwhile goes, one that was interrupted begins again."""
+        for progress in steps:
+            if row.key not in self.rows:
                 self.session.stop.all()
             self._show(row, progress)
         if row.again:
             row.again, row.state = False, "queued"
-        if row.key not in self.rows and row.document.id in self.session.rag.library.documents:
+        if row.key not in self.rows and row.document and row.document.id in self.session.rag.library.documents:
             self.session.forget(row.document.id)
 
     @staticmethod
@@ -190,6 +212,17 @@ class Visit:
         row.entry = self.session.rag.library.documents.get(progress.document)
         row.state = progress.state
 
+    def study(self, key: str) -> None:
+        """Has a document that is ready studied harder; if it is being studied, stops that."""
+        with self._lock:
+            row = self.rows.get(key)
+            if row is not None and row.state == "ready":
+                row.state, row.study, row.done, row.error = "queued", True, 0, None
+            elif row is not None and row.study and row.state == "queued":
+                row.state, row.study = "ready", False
+            elif row is not None and row is self._current and row.state == "studying":
+                self.session.stop.all()
+
     def delete(self, key: str) -> None:
         """Takes a document out for good, whatever state it is in."""
         with self._lock:
@@ -206,7 +239,7 @@ class Visit:
 
     def _interrupt(self, current: Row | None) -> None:
         """Lets a deletion pass a long reading, which then begins again."""
-        if current is not None and current.state in ("indexing", "memorizing"):
+        if current is not None and current.state in ("indexing", "memorizing", "studying"):
             current.again = True
             self.session.stop.all()
 
@@ -232,7 +265,7 @@ class Visit:
             for row in self.rows.values():
                 row.wanted = ratio
                 if row.state == "ready" and row.document is not None:
-                    row.state = "queued"
+                    row.state, row.study = "queued", False
 
     def place(self, document: str, offset: int) -> tuple[str, int | None, float]:
         """Name, page and relative place (0 to 1) of a character of a document."""
