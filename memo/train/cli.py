@@ -47,6 +47,12 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     made.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="questions at most (default 0: all)")
     made.add_argument("--most", type=at_least(64), default=2048, metavar="N", help="tokens of a lesson's documents")
     made.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
+    written = commands.add_parser("synthesize", help="have a strong LLM write lessons for sft about your documents")
+    written.add_argument("files", nargs="+", metavar="FILE", help="txt, md, html, pdf, docx, pptx or epub")
+    written.add_argument("--questions", type=at_least(1), default=3, metavar="N",
+                         help="to ask for, of each stretch (default 3)")  # fmt: skip
+    written.add_argument("--most", type=at_least(64), default=768, metavar="N", help="tokens of a stretch at most")
+    written.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     sft = stage("sft", "teach the memory to bring back clues")
     sft.add_argument("--data", nargs="+", required=True, metavar="FILE.jsonl", help="lessons")
     pairs = commands.add_parser("pairs", help="sample clues and reward them, for rlgf")
@@ -86,8 +92,9 @@ def changed(plan: Plan, changes: Sequence[str]) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs one stage. Returns the exit status."""
-    if arguments.stage in ("lessons", "pairs"):
-        return _lessons(arguments) if arguments.stage == "lessons" else _pairs(arguments)
+    makers = {"lessons": _lessons, "synthesize": _synthesize, "pairs": _pairs}
+    if arguments.stage in makers:
+        return makers[arguments.stage](arguments)
     stages = {"pretrain": (_pretrain, Pretraining()), "sft": (_sft, Tuning()), "rlgf": (_rlgf, Rewarding())}
     stage, plan = stages[arguments.stage]
     stage(from_environment(), changed(plan, arguments.changes), arguments)
@@ -149,6 +156,40 @@ def _lessons(arguments: argparse.Namespace) -> int:
     made = list(lessons.from_questions(found, offsets, arguments.most, triples))
     lessons.write(arguments.out, made)
     print(f"{len(made)} lessons with {sum(len(one.questions) for one in made)} questions: {arguments.out}")
+    return 0
+
+
+def _synthesize(arguments: argparse.Namespace) -> int:
+    """Goes on where it was when it was stopped: `<out>.rows.jsonl` holds what is written already."""
+    from collections import Counter
+
+    from memo.documents import read_document
+    from memo.evaluate.rows import Rows
+    from memo.models import Models, untrusted
+    from memo.passages import split
+    from memo.train import lessons, synthesis
+
+    settings = from_environment()
+    limits = {"max_bytes": settings.max_file_mb << 20, "max_pages": settings.max_pages}
+    documents = [read_document(path, **limits) for path in arguments.files]
+    models = Models(settings)
+    generator, engine = models.generator(), untrusted(models.memory_model().tokenizer)
+    stretches = [passage.text for document in documents for passage in split(document, engine, arguments.most)]
+    about = {"documents": [d.id for d in documents], "llm": generator.name, "n": arguments.questions,
+             "most": arguments.most}  # fmt: skip
+    done = Rows(arguments.out.with_suffix(".rows.jsonl"), about)
+    for number, stretch in enumerate(stretches):
+        if str(number) not in done.done:
+            made, thrown = synthesis.lesson(stretch, generator, arguments.questions)
+            done.add(str(number), [{"lesson": made and asdict(made), "thrown": thrown}])
+            print(f"\r{number + 1} of {len(stretches)} stretches", end="", file=sys.stderr)
+    rows = [row for unit in done.done.values() for row in unit]
+    kept = [lessons.of(row["lesson"]) for row in rows if row["lesson"]]
+    lessons.write(arguments.out, kept)
+    thrown = sum((Counter(row["thrown"]) for row in rows), Counter())
+    told = ", ".join(f"{count} {reason}" for reason, count in thrown.most_common()) or "nothing"
+    print(f"{len(kept)} lessons with {sum(len(one.questions) for one in kept)} questions: {arguments.out}")
+    print(f"Thrown away: {told}.")
     return 0
 
 

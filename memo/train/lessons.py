@@ -193,7 +193,7 @@ def load(path: Path) -> list[Lesson]:
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:
-                lessons.append(_lesson(json.loads(line)))
+                lessons.append(of(json.loads(line)))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read.", "Make it with: python -m memo train lessons.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -202,7 +202,8 @@ def load(path: Path) -> list[Lesson]:
     return lessons
 
 
-def _lesson(line: dict[str, Any]) -> Lesson:
+def of(line: dict[str, Any]) -> Lesson:
+    """A lesson from JSON. Raises ValueError, KeyError, TypeError or AttributeError if it is none."""
     texts = _texts(line["documents"])
     asked = []
     for one in line["questions"]:

@@ -1,8 +1,8 @@
 """Synthesis: lessons from a person's own documents, written by a strong LLM and checked before they are believed.
 
-In: texts, and a `Generator` (an OpenAI-compatible endpoint, or a local model). Out: `Lesson`s, and a count of what was
-thrown away and why. For each stretch of a text the LLM writes questions with answers; then, given stretch, question
-and answer, the clues: quotations and simpler questions.
+In: a stretch of text, and a `Generator` (an OpenAI-compatible endpoint, or a local model). Out: a `Lesson`, and a count
+of what was thrown away and why. The LLM writes questions with answers; then, given stretch, question and answer, the
+clues: quotations and simpler questions.
 
 Source: MemoRAG (arXiv 2409.05591v3), appendix B (GPT-4 writes pairs, then clues from query, context and answer; people
 sort out the bad ones). Here code sorts them out:
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from memo.cite import words
@@ -43,21 +43,17 @@ SUPPORT = 0.7  # share of an answer's words that must stand in the stretch
 TOKENS = 900  # of what the LLM writes at once
 
 
-def lessons(
-    texts: Iterator[str], generator: Generator, stretches: Callable[[str], list[str]], count: int, thrown: Counter[str]
-) -> Iterator[Lesson]:
-    """A lesson for each stretch of the texts of which something good was written.
+def lesson(stretch: str, generator: Generator, count: int) -> tuple[Lesson | None, Counter[str]]:
+    """The lesson of a stretch of text, if something good was written, and what was thrown away.
 
-    stretches: cuts a text. count: questions to ask for. thrown: is added up.
+    count: questions to ask for.
 
     Raises:
         BackendError: the LLM does not answer.
     """
-    for text in texts:
-        for stretch in stretches(text):
-            asked = list(_questions(stretch, generator, count, thrown))
-            if asked:
-                yield Lesson((stretch,), tuple(asked))
+    thrown: Counter[str] = Counter()
+    asked = tuple(_questions(stretch, generator, count, thrown))
+    return (Lesson((stretch,), asked) if asked else None), thrown
 
 
 def _questions(stretch: str, generator: Generator, count: int, thrown: Counter[str]) -> Iterator[Asked]:
@@ -66,7 +62,7 @@ def _questions(stretch: str, generator: Generator, count: int, thrown: Counter[s
     if not isinstance(written, list):
         thrown["unreadable"] += 1
         return
-    for pair in written:
+    for pair in written[:count]:
         question, answer = (_text(pair, name) for name in ("question", "answer"))
         if reason := wrong(question, answer, stretch, known):
             thrown[reason] += 1
@@ -77,10 +73,11 @@ def _questions(stretch: str, generator: Generator, count: int, thrown: Counter[s
         if not places:
             thrown["no span"] += 1
             continue
-        spans = tuple(" ".join(stretch[start:end].split()) for start, end in dict.fromkeys(places))
-        simpler = tuple(q for q in _texts(clues, "questions") if key_of(q) and key_of(q) != key_of(question))
+        places = list(dict.fromkeys(places))
+        spans = tuple(" ".join(stretch[start:end].split()) for start, end in places)
+        simpler = tuple(one for one in _texts(clues, "questions") if key_of(one) not in ("", key_of(question)))
         kinds = {"span": spans, "question": simpler, "draft": (answer,)}
-        evidence = tuple((0, start, end) for start, end in dict.fromkeys(places))
+        evidence = tuple((0, start, end) for start, end in places)
         yield Asked(question, (answer,), evidence, {kind: texts for kind, texts in kinds.items() if texts})
 
 
