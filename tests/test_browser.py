@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from screenshots import ARGUMENTS, CHROMIUM
 
 import memo.ui
+from memo.train.recipe import Studying
 
 pytestmark = [
     pytest.mark.browser,
@@ -118,6 +119,18 @@ def test_from_a_dropped_pdf_to_cited_answers_and_back_to_nothing(open_page, tmp_
     expect(page.locator("#delete-all")).to_be_disabled()
     page.locator("#ask").click()
     expect(page.get_by_text("No document is ready yet")).to_be_visible()
+
+
+def test_a_document_is_studied_on_request(open_page, monkeypatch):
+    plan = Studying(steps=2, part=64, span=16, stretches=1, questions=1, answers=1, asked=6, answered=6)
+    monkeypatch.setattr("memo.ui.visits.Studying", lambda: plan)
+    page = open_page()
+    put(page, "heat.txt", FACT)
+    page.get_by_role("button", name="Train the memory of heat.txt").click()
+    expect(page.locator(".document .figures")).to_contain_text("Studied", timeout=LONG)
+    expect(page.locator(".document")).to_have_class(re.compile("ready"))
+    page.get_by_role("button", name="Delete heat.txt").click()
+    expect(page.locator(".document")).to_have_count(0)
 
 
 def test_a_citation_leads_to_the_exact_words(open_page):
