@@ -25,13 +25,13 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, with "+" if files differ from it; empty outside a checkout."""
+    """The commit that is checked out, with "+" if files but results differ from it; empty outside a checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/assets/results")
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
