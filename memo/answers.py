@@ -31,6 +31,7 @@ from memo.search import Query, Ranked, fuse, point, within
 if TYPE_CHECKING:
     import torch
 
+    from memo.attention import Slots
     from memo.library import Library
     from memo.memory import Composed, MemoryModel
     from memo.settings import Settings
@@ -187,11 +188,15 @@ def full_context(ask: Ask) -> Steps:
     yield ask.prompt(SYSTEM, user, ask.settings.answer_tokens)
 
 
+def memory_prompt(question: str, max_tokens: int, slots: Slots | None = None) -> Prompt:
+    """The prompt that answers from a memory alone."""
+    user = ASK_MEMORY.format(question=question)
+    return Prompt((("system", recall.SYSTEM), ("user", user)), max_tokens, slots=slots)
+
+
 def memory_only(ask: Ask) -> Steps:
     """The memory before the question, no passages."""
-    memory = ask.compose()
-    user = ASK_MEMORY.format(question=ask.question)
-    yield Prompt((("system", recall.SYSTEM), ("user", user)), ask.settings.answer_tokens, slots=memory.slots)
+    yield memory_prompt(ask.question, ask.settings.answer_tokens, ask.compose().slots)
 
 
 def closed_book(ask: Ask) -> Steps:

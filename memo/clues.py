@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memo.events import Clue, Source
 from memo.generate import Prompt, Stream
@@ -48,26 +48,26 @@ _MARKER = re.compile(r"\s*(?:[-*•·]+|\(?\d{1,2}[.):]|\(?[a-zA-Z][.)])\s+")
 _QUOTES = "\"'“”‘’«»「」『』"
 
 
-def messages(kind: str, question: str) -> tuple[tuple[str, str], ...]:
-    """What is said to the model to recall clues of that kind."""
-    system, ask, _ = KINDS[kind]
-    return (("system", system), ("user", ask.format(question)))
+def prompt(kind: str, question: str, max_tokens: int, **more: Any) -> Prompt:
+    """The prompt that recalls clues of that kind. more: its other fields."""
+    system, ask, prefix = KINDS[kind]
+    return Prompt((("system", system), ("user", ask.format(question))), max_tokens, prefix, **more)
 
 
 def prompts(question: str, memory: Composed, max_tokens: int) -> dict[str, Prompt]:
     """Kind -> the prompt that recalls clues of that kind."""
     return {
-        kind: Prompt(
-            messages(kind, question), max_tokens, prefix, memory.slots, watch=True, stop_at=2 * LINES,
+        kind: prompt(
+            kind, question, max_tokens, slots=memory.slots, watch=True, stop_at=2 * LINES,
             look=question if kind == "draft" else "",
         )
-        for kind, (_, _, prefix) in KINDS.items()
+        for kind in KINDS
     }  # fmt: skip
 
 
 def look(question: str, memory: Composed, max_tokens: int = 1) -> Prompt:
     """The prompt of the draft, to see where the question looks; what is said to it does not matter."""
-    return Prompt(messages("draft", question), max_tokens, slots=memory.slots, watch=True, look=question)
+    return prompt("draft", question, max_tokens, slots=memory.slots, watch=True, look=question)
 
 
 def neutral(memory: Composed) -> Prompt:

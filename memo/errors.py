@@ -15,6 +15,11 @@ class MemoError(Exception):
         super().__init__(f"{message} {hint}".strip())
 
 
+def reason(error: Exception) -> str:
+    """What another library's error says in its first line; its kind, if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class SettingsError(MemoError):
     """A setting has a value it cannot have."""
 

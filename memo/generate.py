@@ -2,19 +2,16 @@
 
 In: `Prompt`s, put into a run at any time. Out: `Stream`s that grow with each `step()` of the run. `LocalRun` decodes
 all its streams in one batch of the local model, without padding: each stream keeps K and V of its own length, and
-prompts are read in pieces between the steps of the others. `EndpointRun` asks an OpenAI-compatible endpoint.
+prompts are read in pieces between the steps of the others. `memo.endpoint` asks an OpenAI-compatible server instead.
 Decoding is greedy, for every strategy alike.
 """
 
 from __future__ import annotations
 
-import queue
 import re
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from memo.errors import BackendError
 from memo.models import untrusted
@@ -102,6 +99,16 @@ class Generator(Protocol):
         ...
 
 
+def write(generator: Generator, prompt: Prompt) -> Stream:
+    """The finished answer to one prompt; it carries its error, if there was one."""
+    run = generator.open()
+    stream = run.add(prompt)
+    while run.step():
+        pass
+    run.close()
+    return stream
+
+
 # --- the local model -------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +162,8 @@ class LocalGenerator:
         tokenizer, config = model.tokenizer, model.model.generation_config
         ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
         self.ends = set(ends if isinstance(ends, list) else [ends])
+        # what ends a turn, where several tokens end a text
+        self.end = tokenizer.eos_token_id if tokenizer.eos_token_id in self.ends else min(self.ends)
         # all tokens that stand beside the vocabulary: transformers counts only a few of them as special
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()}
         self._special = re.compile("|".join(map(re.escape, sorted(added, key=len)[::-1])) or "$^")
@@ -316,88 +325,3 @@ class LocalRun:
 
     def close(self) -> None:
         self._decodings.clear()
-
-
-# --- an OpenAI-compatible endpoint -----------------------------------------------------------------------------------
-
-
-class EndpointGenerator:
-    """A model behind an OpenAI-compatible endpoint (vLLM, llama.cpp, Ollama, a hosted one)."""
-
-    max_positions = 32_768  # the protocol does not tell; an endpoint that has fewer says so itself
-
-    def __init__(self, url: str, model: str, key: str = "") -> None:
-        from openai import OpenAI
-
-        self.client = OpenAI(base_url=url, api_key=key or "none", max_retries=1, timeout=120)
-        self.model = self.name = model
-
-    def open(self) -> EndpointRun:
-        return EndpointRun(self)
-
-    def count(self, text: str) -> int:
-        """About three UTF-8 bytes a token."""
-        return len(text.encode()) // 3 + 1
-
-    def stream(self, prompt: Prompt) -> Any:
-        """The endpoint's own stream of chunks."""
-        messages: list[Any] = [{"role": role, "content": content} for role, content in prompt.messages]
-        return self.client.chat.completions.create(
-            model=self.model, messages=messages, max_tokens=prompt.max_tokens, temperature=0, stream=True,
-            stream_options={"include_usage": True},
-        )  # fmt: skip
-
-
-class EndpointRun:
-    def __init__(self, generator: EndpointGenerator) -> None:
-        self.generator = generator
-        self._arrived: queue.Queue[Callable[[], None]] = queue.Queue()
-        self._streams: list[Stream] = []
-
-    def add(self, prompt: Prompt) -> Stream:
-        stream = Stream(prompt, prompt_tokens=sum(self.generator.count(content) for _, content in prompt.messages))
-        self._streams.append(stream)
-        threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
-        return stream
-
-    def _listen(self, stream: Stream) -> None:
-        """In a thread of its own. The stream itself is only changed in `step`."""
-        try:
-            with self.generator.stream(stream.prompt) as chunks:
-                for chunk in chunks:
-                    if stream._stop:
-                        break
-                    self._arrived.put(lambda chunk=chunk: self._take(stream, chunk))  # type: ignore[misc]
-        except Exception as error:  # whatever the network and the other side come up with
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            failure = BackendError(f"The generator's endpoint failed: {reason}", "Check its address, model and key.")
-            self._arrived.put(lambda: setattr(stream, "error", failure))
-        self._arrived.put(lambda: setattr(stream, "done", True))
-
-    def _take(self, stream: Stream, chunk: Any) -> None:
-        if chunk.usage:
-            stream.prompt_tokens = chunk.usage.prompt_tokens or stream.prompt_tokens
-            stream.tokens = chunk.usage.completion_tokens or stream.tokens
-        for choice in chunk.choices or []:
-            if choice.delta and choice.delta.content and not stream.done:
-                stream.first_token = stream.first_token or time.monotonic()
-                stream.text += choice.delta.content
-                stream.tokens += not chunk.usage
-
-    def step(self) -> bool:
-        self._streams = [s for s in self._streams if not s.done]
-        for stream in self._streams:
-            stream.done = stream.done or stream._stop
-        if not self._streams:
-            return False
-        try:
-            self._arrived.get(timeout=0.01)()
-            while True:
-                self._arrived.get_nowait()()
-        except queue.Empty:
-            pass
-        return True
-
-    def close(self) -> None:
-        for stream in self._streams:
-            stream.stop()

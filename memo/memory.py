@@ -105,7 +105,6 @@ class Window(NamedTuple):
     places: Tensor  # (B, k) the tokens of the window they sit at
     surprise: Tensor  # (B, l) -log p of each token, nats
     next_logits: Tensor  # (B, V) the prediction of what follows
-    hidden: Tensor  # (B, l, E) of the text's tokens, the last layer's
 
 
 class MemoryModel:
@@ -238,7 +237,7 @@ class MemoryModel:
         layers = range(len(self.weights.layers))
         pairs = [row.own(layer, start=ids.shape[1]) for layer in layers]  # (B, J, k, D) each
         keys = torch.stack([rotate(self.model, k, places + first, back=True) for k, _ in pairs])
-        return Window(keys, torch.stack([v for _, v in pairs]), places, surprise, next_logits, hidden)
+        return Window(keys, torch.stack([v for _, v in pairs]), places, surprise, next_logits)
 
     def surprise(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """-log p of the tokens that hidden states predict. (B, T, E), (B, T) -> (B, T), nats."""

@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memo.errors import ModelError, SettingsError
+from memo.errors import ModelError, SettingsError, reason
 from memo.settings import Settings
 
 if TYPE_CHECKING:
@@ -194,8 +194,8 @@ def load_language_model(
             attn_implementation=attention.NAME if ours else None,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"The model {name!r} cannot be loaded: {reason}", "Check the id or the folder.") from error
+        told = f"The model {name!r} cannot be loaded: {reason(error)}"
+        raise ModelError(told, "Check the id or the folder.") from error
     if not tokenizer.chat_template:
         raise ModelError(f"The model {name!r} has no chat template.", "Choose an instruction-tuned model.")
     every_core = settings.device == "auto" and device == "cpu" and "OMP_NUM_THREADS" not in os.environ
@@ -309,7 +309,8 @@ class Models:
 
     @cached_property
     def _generator(self) -> Generator:
-        from memo.generate import EndpointGenerator, LocalGenerator, PlainModel
+        from memo.endpoint import EndpointGenerator
+        from memo.generate import LocalGenerator, PlainModel
 
         settings = self.settings
         if settings.endpoint_url:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from memo.evaluate.strategies import PARTS, WITH_PASSAGES
+from memo.evaluate.summary import DEPTHS
 from memo.plots_style import (
     CONTEXTS,
     INK,
@@ -43,9 +44,8 @@ METRICS = {
 def recall(results: Results) -> Figure:
     """Share of the evidence among the first k passages, by strategy: one set."""
     figure = empty(360, "first k passages", "share of the evidence found")
-    depths = (1, 3, 5, 10)
     for name in (name for name in WITH_PASSAGES if name not in PARTS):
-        found = {k: v for k in depths if (v := results["strategies"].get(name, {}).get(f"recall@{k}"))}
+        found = {k: v for k in DEPTHS if (v := results["strategies"].get(name, {}).get(f"recall@{k}"))}
         if found:
             figure.add_trace(points(name, [str(k) for k in found], list(found.values()), "recall@%{x}"))
     figure.update_layout(scattermode="group", scattergap=0.3)  # side by side, so that intervals do not hide each other

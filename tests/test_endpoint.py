@@ -10,9 +10,10 @@ from itertools import pairwise
 import pytest
 import tiny
 
+from memo.endpoint import EndpointGenerator
 from memo.errors import BackendError, SettingsError
 from memo.events import AnswerDone, AnswerFailed, CluesRecalled
-from memo.generate import EndpointGenerator, Prompt
+from memo.generate import Prompt
 from memo.pipeline import MemoRAG, Models, finish
 
 

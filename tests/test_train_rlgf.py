@@ -23,7 +23,7 @@ from memo.search import Ranked, place_of
 from memo.settings import Settings
 from memo.train import lessons, loop, rewards, rlgf, sft
 from memo.train.lessons import Asked, Lesson
-from memo.train.recipe import Rewarding
+from memo.train.recipe import REWARDS, Rewarding
 from memo.train.rlgf import Group, Pair
 from memo.train.setup import trainable
 
@@ -406,7 +406,7 @@ def test_questions_that_cannot_be_rewarded_are_left_out(reader, said):
     no_answer = dataclasses.replace(ASKED, question="Without answer?", answers=())
     lesson = Lesson(LESSON.documents, (no_evidence, ASKED, no_answer))
     given = (0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-    asked = [[pair.question for pair in pairs_of(reader, with_rewards(*given), lesson, one)] for one in rewards.REWARDS]
+    asked = [[pair.question for pair in pairs_of(reader, with_rewards(*given), lesson, one)] for one in REWARDS]
     assert asked == [[ASKED.question], ["Without evidence?", ASKED.question], ["Without evidence?", ASKED.question]]
     assert pairs_of(reader, with_rewards(), Lesson(("a",), (no_evidence, no_answer))) == []
     assert pairs_of(reader, with_rewards(), Lesson((" \n",), (ASKED,)), "f1") == []
@@ -587,7 +587,8 @@ def test_too_few_pairs_are_refused(reader):
 
 
 def written(path, *units):
-    lines = [{"about": {}}, *({"key": str(i), "rows": [*map(rlgf.line, unit)]} for i, unit in enumerate(units))]
+    rows = [[dataclasses.asdict(pair) for pair in unit] for unit in units]
+    lines = [{"about": {}}, *({"key": str(i), "rows": unit} for i, unit in enumerate(rows))]
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     return path
 

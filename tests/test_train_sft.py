@@ -15,7 +15,7 @@ from memo import answers, clues
 from memo.attention import MemoryWeights, Row, Slots, run
 from memo.cli import main
 from memo.errors import SettingsError
-from memo.generate import LocalGenerator, Prompt, Stream
+from memo.generate import LocalGenerator, Stream
 from memo.memory import Composed, Memory, read_all
 from memo.settings import Settings
 from memo.train import lessons, loop, sft
@@ -99,7 +99,7 @@ def test_what_is_written_is_read_back(kind):
     prefix, texts = clues.KINDS[kind][2], list(KINDS[kind])
     text = prefix + sft.said(kind, texts)
     assert [text[start:end] for start, end in clues.lines(text)] == texts
-    stream = Stream(Prompt(clues.messages(kind, QUESTION), 999, prefix), text, done=True, tokens=len(text))
+    stream = Stream(clues.prompt(kind, QUESTION, 999), text, done=True, tokens=len(text))
     nowhere = Composed(Slots([], []), ("a",), torch.zeros(8), torch.zeros(8, 2))
     question = "Something else?"
     assert [clue.text for clue in clues.parse(kind, stream, question, nowhere, None)] == texts

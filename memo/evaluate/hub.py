@@ -16,9 +16,10 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from memo.errors import SettingsError
+from memo.errors import SettingsError, reason
 from memo.models import write_atomic
 
 PREFIX = "hub:"
@@ -88,6 +89,19 @@ def converter(row: dict[str, Any]) -> Callable[[dict[str, Any]], Converted] | No
     return None
 
 
+def datasets() -> ModuleType:
+    """The library `datasets`.
+
+    Raises:
+        SettingsError: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise SettingsError("Sets of the hub need the library datasets.", 'pip install "memo[evaluate]"') from None
+    return datasets
+
+
 def fetch(name: str, split: str, cache: Path) -> Path:
     """The folder of a set of the hub, made when first asked for.
 
@@ -102,14 +116,9 @@ def fetch(name: str, split: str, cache: Path) -> Path:
     if (folder / f"{split}.jsonl").exists():
         return folder
     try:
-        from datasets import load_dataset
-    except ImportError:
-        raise SettingsError("Sets of the hub need the library datasets.", 'pip install "memo[evaluate]"') from None
-    try:
-        rows = list(load_dataset(path, configuration or None, split=split))
+        rows = list(datasets().load_dataset(path, configuration or None, split=split))
     except Exception as error:  # whatever the hub, the network and old loading scripts come up with
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        told = f"{path} cannot be loaded: {reason.rstrip('.')}."
+        told = f"{path} cannot be loaded: {reason(error).rstrip('.')}."
         raise SettingsError(told, "Check its name, its split and the network.") from error
     convert = converter(rows[0]) if rows else None
     if convert is None:

@@ -10,7 +10,7 @@ import argparse
 import copy
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from memo.errors import SettingsError
 from memo.evaluate.cli import at_least
 from memo.settings import Settings, from_environment
-from memo.train.recipe import Plan, Pretraining, Rewarding, Tuning, checked
+from memo.train.recipe import REWARDS, Plan, Pretraining, Rewarding, Tuning, checked
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
     from memo.memory import MemoryModel
 
 
@@ -58,7 +61,7 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     pairs = commands.add_parser("pairs", help="sample clues and reward them, for rlgf")
     pairs.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE.jsonl", help="lessons")
     pairs.add_argument("--start", type=Path, metavar="PATH", help="memory weights that recall (default: untrained)")
-    pairs.add_argument("--reward", choices=("recall", "likelihood", "f1"), default="recall",
+    pairs.add_argument("--reward", choices=REWARDS, default="recall",
                        help="what makes clues good (see memo/train/rewards.py; default recall)")  # fmt: skip
     pairs.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="lessons at most (default 0: all)")
     pairs.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
@@ -118,24 +121,39 @@ class Progress:
         self.bar.set_postfix({**named, "tokens/s": f"{speed:.0f}"})
 
 
-def _about(reader: MemoryModel, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint must agree with, beside the plan."""
-    return {"model": reader.fingerprint, "start": str(arguments.start or ""), "data": str(arguments.data)}
+def _train(
+    reader: MemoryModel, accelerator: Accelerator, groups: Callable[[int], list[Any]],
+    losses: Callable[[Any], dict[str, Tensor]], plan: Plan, arguments: argparse.Namespace,
+) -> None:  # fmt: skip
+    """The loop, over what a stage has prepared."""
+    from memo.train import loop
+
+    about = {"model": reader.fingerprint, "start": str(arguments.start or ""), "data": str(arguments.data)}
+    loop.train(reader.weights, groups, losses, plan, arguments.out, about, accelerator, Progress(plan))
+
+
+def _each(path: Path, about: dict[str, Any], items: Sequence[Any], make: Callable[[int, Any], list[Any]]) -> list[Any]:
+    """The rows that `make` gives for each item, by its number; those that `path` holds are not made again."""
+    from memo.evaluate.rows import Rows
+
+    done = Rows(path, about)
+    for number, item in enumerate(items):
+        if str(number) not in done.done:
+            done.add(str(number), make(number, item))
+            print(f"\r{number + 1} of {len(items)}", end="", file=sys.stderr)
+    return [row for unit in done.done.values() for row in unit]
 
 
 def _pretrain(settings: Settings, plan: Pretraining, arguments: argparse.Namespace) -> None:
-    from memo.train import loop, pretrain, setup, texts
+    from memo.train import pretrain, setup, texts
 
     reader, accelerator = setup.reader(settings, arguments.start)
     sources = [texts.Source.parse(text) for text in arguments.data]
     with accelerator.main_process_first():
         key = hashlib.sha256(reader.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
         tokens = texts.tokenize(sources, lambda text: reader.encode(text)[0], key, arguments.out.parent)
-    groups = pretrain.groups(tokens, plan)
-    loop.train(
-        reader.weights, groups, partial(pretrain.losses, reader, plan=plan), plan, arguments.out,
-        _about(reader, arguments), accelerator, Progress(plan),
-    )  # fmt: skip
+    losses = partial(pretrain.losses, reader, plan=plan)
+    _train(reader, accelerator, pretrain.groups(tokens, plan), losses, plan, arguments)
 
 
 def _lessons(arguments: argparse.Namespace) -> int:
@@ -164,7 +182,6 @@ def _synthesize(arguments: argparse.Namespace) -> int:
     from collections import Counter
 
     from memo.documents import read_document
-    from memo.evaluate.rows import Rows
     from memo.models import Models, untrusted
     from memo.passages import split
     from memo.train import lessons, synthesis
@@ -177,13 +194,12 @@ def _synthesize(arguments: argparse.Namespace) -> int:
     stretches = [passage.text for document in documents for passage in split(document, engine, arguments.most)]
     about = {"documents": [d.id for d in documents], "llm": generator.name, "n": arguments.questions,
              "most": arguments.most}  # fmt: skip
-    done = Rows(arguments.out.with_suffix(".rows.jsonl"), about)
-    for number, stretch in enumerate(stretches):
-        if str(number) not in done.done:
-            made, thrown = synthesis.lesson(stretch, generator, arguments.questions)
-            done.add(str(number), [{"lesson": made and asdict(made), "thrown": thrown}])
-            print(f"\r{number + 1} of {len(stretches)} stretches", end="", file=sys.stderr)
-    rows = [row for unit in done.done.values() for row in unit]
+
+    def write(_: int, stretch: str) -> list[Any]:
+        made, thrown = synthesis.lesson(stretch, generator, arguments.questions)
+        return [{"lesson": made and asdict(made), "thrown": thrown}]
+
+    rows = _each(arguments.out.with_suffix(".rows.jsonl"), about, stretches, write)
     kept = [lessons.of(row["lesson"]) for row in rows if row["lesson"]]
     lessons.write(arguments.out, kept)
     thrown = sum((Counter(row["thrown"]) for row in rows), Counter())
@@ -194,19 +210,16 @@ def _synthesize(arguments: argparse.Namespace) -> int:
 
 
 def _sft(settings: Settings, plan: Tuning, arguments: argparse.Namespace) -> None:
-    from memo.train import lessons, loop, setup, sft
+    from memo.train import lessons, setup, sft
 
     known = [lesson for path in arguments.data for lesson in lessons.load(Path(path))]
     reader, accelerator = setup.reader(settings, arguments.start)
-    loop.train(
-        reader.weights, sft.groups(reader, known, plan), partial(sft.losses, reader, plan=plan), plan, arguments.out,
-        _about(reader, arguments), accelerator, Progress(plan),
-    )  # fmt: skip
+    losses = partial(sft.losses, reader, plan=plan)
+    _train(reader, accelerator, sft.groups(reader, known, plan), losses, plan, arguments)
 
 
 def _pairs(arguments: argparse.Namespace) -> int:
     from memo.attention import MemoryWeights
-    from memo.evaluate.rows import Rows
     from memo.generate import LocalGenerator
     from memo.memory import MemoryModel
     from memo.models import Models
@@ -225,26 +238,22 @@ def _pairs(arguments: argparse.Namespace) -> int:
         "settings": [settings.passage_tokens, settings.context_tokens, settings.answer_tokens],
         "lessons": [hashlib.sha256(path.read_bytes()).hexdigest() for path in arguments.data],
     }  # fmt: skip
-    done = Rows(arguments.out, about)
-    for number, lesson in enumerate(known):
-        if str(number) not in done.done:
-            found = list(rlgf.pairs(reader, judge, lesson, plan, arguments.reward, number))
-            done.add(str(number), [rlgf.line(pair) for pair in found])
-            print(f"\r{number + 1} of {len(known)} lessons", end="", file=sys.stderr)
-    print(f"{sum(map(len, done.done.values()))} pairs: {arguments.out}")
+
+    def sample(number: int, lesson: Any) -> list[Any]:
+        return [asdict(pair) for pair in rlgf.pairs(reader, judge, lesson, plan, arguments.reward, number)]
+
+    print(f"{len(_each(arguments.out, about, known, sample))} pairs: {arguments.out}")
     return 0
 
 
 def _rlgf(settings: Settings, plan: Rewarding, arguments: argparse.Namespace) -> None:
     from memo.memory import MemoryModel
-    from memo.train import loop, rlgf, setup
+    from memo.train import rlgf, setup
 
     known = rlgf.load(arguments.data)
     reader, accelerator = setup.reader(settings, arguments.start)
     before = None
     if plan.dpo:
         before = MemoryModel(reader.model, reader.tokenizer, copy.deepcopy(reader.weights).requires_grad_(False))
-    loop.train(
-        reader.weights, rlgf.groups(reader, known, plan), partial(rlgf.losses, reader, plan=plan, before=before), plan,
-        arguments.out, _about(reader, arguments), accelerator, Progress(plan),
-    )  # fmt: skip
+    losses = partial(rlgf.losses, reader, plan=plan, before=before)
+    _train(reader, accelerator, rlgf.groups(reader, known, plan), losses, plan, arguments)

@@ -27,6 +27,7 @@ from typing import Any
 from memo.clues import KINDS, LINES
 from memo.errors import SettingsError
 from memo.evaluate.data import Question, QuestionSet, loose
+from memo.models import write_atomic
 from memo.passages import sentences
 
 NOTHING = "Nothing in the document says that."
@@ -176,11 +177,7 @@ def elsewhere(lesson: Lesson, other: Lesson) -> Lesson:
 def write(path: Path, lessons: Sequence[Lesson]) -> None:
     """A JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for lesson in lessons:
-            file.write(json.dumps(asdict(lesson), ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    write_atomic(path, "".join(json.dumps(asdict(lesson), ensure_ascii=False) + "\n" for lesson in lessons))
 
 
 def load(path: Path) -> list[Lesson]:

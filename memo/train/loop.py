@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,14 @@ def learning_rate(plan: Plan, step: int) -> float:
         return plan.learning_rate * (step + 1) / warm
     share = (step - warm) / max(1, plan.steps - warm)
     return plan.learning_rate * (plan.final + (1 - plan.final) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def drawn(count: int, plan: Plan, step: int) -> list[int]:
+    """Which of `count` examples a step reads: in random order, each once an epoch (but for what fills no step)."""
+    epoch, at = divmod(step, count // plan.batch)
+    order = list(range(count))
+    random.Random(f"{plan.seed} epoch {epoch}").shuffle(order)
+    return order[at * plan.batch : (at + 1) * plan.batch]
 
 
 def gradients(

@@ -62,6 +62,9 @@ class Tuning(Plan):
     nothing: float = 0.1  # share of the lessons with a question that their documents do not answer
 
 
+REWARDS = ("recall", "likelihood", "f1")  # what makes clues good, see `rewards`
+
+
 @dataclass(frozen=True)
 class Rewarding(Plan):
     """RLGF: pairs of sampled clues, see `rlgf`."""

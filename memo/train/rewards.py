@@ -22,7 +22,7 @@ from memo.attention import Row, run
 from memo.documents import Document
 from memo.evaluate.metrics import f1, recall
 from memo.events import Clue
-from memo.generate import LocalGenerator, Prompt
+from memo.generate import LocalGenerator, Prompt, write
 from memo.memory import inference
 from memo.models import Embedder
 from memo.passages import Passage, split
@@ -30,7 +30,6 @@ from memo.search import DEPTH, Ranked, fuse, place_of, within
 from memo.settings import Settings
 from memo.train.lessons import Asked, Lesson
 
-REWARDS = ("recall", "likelihood", "f1")
 FIRST = 3  # passages that recall counts
 
 
@@ -89,8 +88,4 @@ class Judge:
 
     def answered(self, prompt: Prompt, asked: Asked) -> float:
         """F1 of the generator's answer."""
-        writing = self.generator.open()
-        stream = writing.add(prompt)
-        while writing.step():
-            pass
-        return f1(stream.text, asked.answers)
+        return f1(write(self.generator, prompt).text, asked.answers)

@@ -15,7 +15,6 @@ reading is the mean log-probability of the clues. DPO: arXiv 2305.18290.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,11 @@ from torch import Tensor
 from memo import clues
 from memo.attention import Row, Slots
 from memo.errors import SettingsError
-from memo.generate import Prompt, Stream
+from memo.generate import Stream
 from memo.memory import MemoryModel, inference
 from memo.train import sft
 from memo.train.lessons import Lesson
+from memo.train.loop import drawn
 from memo.train.recipe import Rewarding
 from memo.train.rewards import Judge
 
@@ -88,8 +88,7 @@ def pairs(
     if not asked_of or not passages:
         return
     with inference(reader):
-        ids = [reader.encode(text)[0] for text in lesson.documents]
-        slots = sft.memorize(reader, ids, plan.window, plan.ratio)
+        slots = sft.memorize(reader, encoder.documents(lesson.documents), plan.window, plan.ratio)
     vectors = torch.tensor(judge.embedder.encode([passage.text for passage in passages]))
     draw = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
     for asked in asked_of:
@@ -110,14 +109,14 @@ def _sets(
 ) -> list[dict[str, Stream]]:
     """Several sets of clues, a stream of each kind."""
     sets: list[dict[str, Stream]] = [{} for _ in range(plan.samples)]
-    for kind, (_, _, begin) in clues.KINDS.items():
-        prompt = Prompt(clues.messages(kind, question), plan.most, begin)
+    for kind in clues.KINDS:
+        prompt = clues.prompt(kind, question, plan.most)
         said = sample(
             reader, slots, encoder.generator.encode(prompt), plan.samples, plan.most, plan.temperature,
             encoder.generator.ends, draw,
         )  # fmt: skip
         for one, ids in zip(sets, said, strict=True):
-            text = begin + reader.tokenizer.decode(ids, skip_special_tokens=True)
+            text = prompt.prefix + reader.tokenizer.decode(ids, skip_special_tokens=True)
             one[kind] = Stream(prompt, text, done=True, tokens=len(ids))
     return sets
 
@@ -131,40 +130,28 @@ def _written(streams: dict[str, Stream]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(sft.Documents):
     """A pair in tokens."""
 
-    documents: tuple[tuple[int, ...], ...]
     best: tuple[sft.Target, ...]
     worst: tuple[sft.Target, ...]
 
-    def __len__(self) -> int:
-        return 1
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.documents))
-
 
 def groups(reader: MemoryModel, known: Sequence[Pair], plan: Rewarding) -> Callable[[int], list[Group]]:
-    """`micro_batches` for the loop: each pair once an epoch, in random order (but for what does not fill a step).
+    """`micro_batches` for the loop.
 
     Raises:
         SettingsError: fewer pairs than a step needs.
     """
     if len(known) < plan.batch:
         raise SettingsError(f"{len(known)} pairs do not fill a step of {plan.batch}.", "Make more, or a smaller batch.")
-    encoder, steps = sft.Encoder(reader, plan.most), len(known) // plan.batch
+    encoder = sft.Encoder(reader, plan.most)
 
     def micro_batches(step: int) -> list[Group]:
-        order = list(range(len(known)))
-        random.Random(f"{plan.seed} epoch {step // steps}").shuffle(order)
-        first = step % steps * plan.batch
         made = []
-        for pair in (known[index] for index in order[first : first + plan.batch]):
-            documents = tuple(tuple(reader.encode(text)[0]) for text in pair.documents)
+        for pair in (known[index] for index in drawn(len(known), plan, step)):
             best, worst = (encoder.written(pair.question, one) for one in (pair.best, pair.worst))
-            made.append(Group(documents, best, worst))
+            made.append(Group(encoder.documents(pair.documents), best, worst))
         return made
 
     return micro_batches
@@ -204,14 +191,6 @@ def _both(reader: MemoryModel, group: Group, plan: Rewarding) -> tuple[Tensor, T
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def line(pair: Pair) -> dict[str, Any]:
-    """A pair as JSON."""
-    return {
-        "documents": pair.documents, "question": pair.question, "best": pair.best, "worst": pair.worst,
-        "rewards": pair.rewards,
-    }  # fmt: skip
 
 
 def load(path: Path) -> list[Pair]:

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from memo import clues
-from memo.answers import ASK_MEMORY
+from memo.answers import memory_prompt
 from memo.attention import Slots
 from memo.errors import SettingsError
 from memo.generate import LocalGenerator, Prompt
 from memo.memory import MemoryModel
 from memo.train.lessons import NOTHING, Lesson, elsewhere
+from memo.train.loop import drawn
 from memo.train.pretrain import behind, read
 from memo.train.recipe import Tuning
 
@@ -41,12 +42,10 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Group:
-    """One lesson in tokens, and the ratio its documents are memorized at."""
+class Documents:
+    """What one example is about, in tokens."""
 
     documents: tuple[tuple[int, ...], ...]
-    targets: tuple[Target, ...]
-    ratio: int
 
     def __len__(self) -> int:
         return 1
@@ -54,6 +53,14 @@ class Group:
     @property
     def tokens(self) -> int:
         return sum(map(len, self.documents))
+
+
+@dataclass(frozen=True)
+class Group(Documents):
+    """One lesson in tokens, and the ratio its documents are memorized at."""
+
+    targets: tuple[Target, ...]
+    ratio: int
 
 
 def said(kind: str, texts: Sequence[str]) -> str:
@@ -72,8 +79,6 @@ class Encoder:
     def __init__(self, reader: MemoryModel, most: int) -> None:
         self.reader, self.most = reader, most
         self.generator = LocalGenerator(reader, "")
-        ends, turn = self.generator.ends, reader.tokenizer.eos_token_id
-        self.end = turn if turn in ends else min(ends)
 
     def targets(self, lesson: Lesson) -> tuple[Target, ...]:
         """Of every question and kind; what is longer than `most` tokens is cut, and has no end then."""
@@ -81,21 +86,25 @@ class Encoder:
         for asked in lesson.questions:
             for kind, texts in asked.clues.items():
                 if texts:
-                    prompt = Prompt(clues.messages(kind, asked.question), 1, clues.KINDS[kind][2])
-                    found.append(self._target(kind, prompt, said(kind, texts)))
+                    found.append(self._clue(kind, asked.question, said(kind, texts)))
             if asked.answers or NOTHING in asked.clues.get("draft", ()):
-                user = ASK_MEMORY.format(question=asked.question)
-                prompt = Prompt((("system", clues.SYSTEM), ("user", user)), 1)
-                found.append(self._target("answer", prompt, asked.answers[0] if asked.answers else NOTHING))
+                text = asked.answers[0] if asked.answers else NOTHING
+                found.append(self._target("answer", memory_prompt(asked.question, 1), text))
         return tuple(found)
 
     def written(self, question: str, texts: dict[str, str]) -> tuple[Target, ...]:
         """Clues as they were written, kind by kind."""
-        prompts = {kind: Prompt(clues.messages(kind, question), 1, clues.KINDS[kind][2]) for kind in texts}
-        return tuple(self._target(kind, prompts[kind], text) for kind, text in texts.items())
+        return tuple(self._clue(kind, question, text) for kind, text in texts.items())
+
+    def documents(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each."""
+        return tuple(tuple(self.reader.encode(text)[0]) for text in texts)
+
+    def _clue(self, kind: str, question: str, text: str) -> Target:
+        return self._target(kind, clues.prompt(kind, question, 1), text)
 
     def _target(self, kind: str, prompt: Prompt, text: str) -> Target:
-        ids = [*self.reader.encode(text, start=False)[0], self.end]
+        ids = [*self.reader.encode(text, start=False)[0], self.generator.end]
         return Target(kind, tuple(self.generator.encode(prompt)), tuple(ids[: self.most]))
 
 
@@ -132,7 +141,7 @@ def losses(reader: MemoryModel, group: Group, plan: Tuning) -> dict[str, Tensor]
 
 
 def groups(reader: MemoryModel, lessons: Sequence[Lesson], plan: Tuning) -> Callable[[int], list[Group]]:
-    """`micro_batches` for the loop: each lesson once an epoch, in random order (but for what does not fill a step).
+    """`micro_batches` for the loop, of those lessons that have something to teach.
 
     Raises:
         SettingsError: fewer lessons than a step needs.
@@ -141,19 +150,16 @@ def groups(reader: MemoryModel, lessons: Sequence[Lesson], plan: Tuning) -> Call
     if len(lessons) < plan.batch:
         told = f"{len(lessons)} lessons do not fill a step of {plan.batch}."
         raise SettingsError(told, "Give more, or a smaller batch.")
-    encoder, steps = Encoder(reader, plan.most), len(lessons) // plan.batch
+    encoder = Encoder(reader, plan.most)
 
     def micro_batches(step: int) -> list[Group]:
-        order = list(range(len(lessons)))
-        random.Random(f"{plan.seed} epoch {step // steps}").shuffle(order)
-        first = step % steps * plan.batch
         draw = random.Random(f"{plan.seed} step {step}")
         made = []
-        for index in order[first : first + plan.batch]:
+        for index in drawn(len(lessons), plan, step):
             lesson, other = lessons[index], lessons[draw.randrange(len(lessons))]
             if draw.random() < plan.nothing:
                 lesson = elsewhere(lesson, other)
-            documents = tuple(tuple(reader.encode(text)[0]) for text in lesson.documents)
+            documents = encoder.documents(lesson.documents)
             made.append(Group(documents, encoder.targets(lesson), draw.choice(plan.ratios)))
         return made
 

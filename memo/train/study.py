@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from memo import clues
-from memo.answers import ASK_MEMORY
+from memo.answers import memory_prompt
 from memo.attention import Row, Slots, run
 from memo.errors import EmptyDocument
 from memo.generate import LocalGenerator, Prompt
@@ -86,10 +86,9 @@ def questions(
         question = " ".join(reader.tokenizer.decode(ids, skip_special_tokens=True).split())
         if not clues.key_of(question):
             continue
-        prompt = Prompt((("system", clues.SYSTEM), ("user", ASK_MEMORY.format(question=question))), 1)
-        first = generator.encode(prompt)
+        first = generator.encode(memory_prompt(question, 1))
         [answer] = sample(reader, teacher, first, 1, plan.answered, plan.temperature, generator.ends, draw)
-        found.append(Exercise(part, (*first, *answer, min(generator.ends)), len(first)))
+        found.append(Exercise(part, (*first, *answer, generator.end), len(first)))
     return found
 
 

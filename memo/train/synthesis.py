@@ -25,7 +25,7 @@ from memo.cite import words
 from memo.clues import key_of
 from memo.errors import BackendError
 from memo.evaluate.data import loose
-from memo.generate import Generator, Prompt
+from memo.generate import Generator, Prompt, write
 from memo.train.lessons import Asked, Lesson
 
 SYSTEM = "You make reading exercises. You write JSON and nothing else."
@@ -101,10 +101,7 @@ def found(quotation: str, stretch: str) -> tuple[int, int] | None:
 
 
 def _write(generator: Generator, user: str) -> str:
-    run = generator.open()
-    stream = run.add(Prompt((("system", SYSTEM), ("user", user)), TOKENS))
-    while run.step():
-        pass
+    stream = write(generator, Prompt((("system", SYSTEM), ("user", user)), TOKENS))
     if stream.error:
         raise stream.error if isinstance(stream.error, BackendError) else BackendError(str(stream.error))
     return stream.text

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memo.errors import SettingsError
+from memo.errors import SettingsError, reason
 from memo.evaluate.data import lines
-from memo.evaluate.hub import PREFIX, is_hub
+from memo.evaluate.hub import PREFIX, datasets, is_hub
 from memo.models import write_atomic
 
 
@@ -76,16 +76,12 @@ class Source:
 
 
 def _hub(name: str, split: str) -> Iterator[str]:
+    library = datasets()
     try:
-        from datasets import load_dataset
-    except ImportError:
-        raise SettingsError("Sets of the hub need the library datasets.", 'pip install "memo[evaluate]"') from None
-    try:
-        for row in load_dataset(name, split=split, streaming=True):
+        for row in library.load_dataset(name, split=split, streaming=True):
             yield row["text"]
     except Exception as error:  # whatever the hub and the network come up with, at any row
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        told = f"{name} cannot be read: {reason.rstrip('.')}."
+        told = f"{name} cannot be read: {reason(error).rstrip('.')}."
         raise SettingsError(told, "Check its name and the network.") from error
 
 
