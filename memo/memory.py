@@ -243,8 +243,9 @@ class MemoryModel:
         """-log p of the tokens that hidden states predict. (B, T, E), (B, T) -> (B, T), nats."""
 
         def of(part: slice) -> Tensor:
-            logits = self.logits(hidden[:, part])
-            return surprisal(logits.flatten(0, 1), ids[:, part].flatten()).view(len(ids), -1)
+            # flat: a slice of several texts is not contiguous, and the product would copy the whole vocabulary's matrix
+            logits = self.logits(hidden[:, part].flatten(0, 1))
+            return surprisal(logits, ids[:, part].flatten()).view(len(ids), -1)
 
         # in parts, and made again for the gradient: (B, T, V) logits would be the largest tensor of all
         graph = torch.is_grad_enabled() and hidden.requires_grad
