@@ -262,11 +262,19 @@ def test_a_page_that_is_faster_than_the_models_says_so(app):
     assert "The model &lt;b&gt; cannot be loaded. Check its id." in ask.status(visit)
 
 
-def test_the_privacy_line_names_the_endpoint_and_no_key(app):
+def test_the_footer_names_the_endpoint_and_no_key(app):
     settings = Settings(endpoint_url="https://user:key@llm.example/v1", endpoint_model="m")
-    said = Visitors(settings, app.sessions, None).privacy("en")
+    said = Visitors(settings, app.sessions, None).footer("en")
     assert "sent to llm.example" in said and "key" not in said and "60 minutes" in said
-    assert "no other service" in Visitors(Settings(), app.sessions, None).privacy("en")
+    assert "no other service" in Visitors(Settings(), app.sessions, None).footer("en")
+
+
+def test_the_footer_says_whether_the_memory_is_trained(app):
+    either = ("untrained", "w.safetensors")
+    untrained, trained = (Settings(memory_model="org/<model>", memory_weights=one) for one in either)
+    said = Visitors(untrained, app.sessions, None).footer("en")
+    assert "org/&lt;model&gt;" in said and "untrained" in said and "README" in said
+    assert "trained for it" in Visitors(trained, app.sessions, None).footer("en")
 
 
 def test_a_port_in_use_is_told_and_touches_nobody(app):

@@ -44,12 +44,17 @@ def load(folder: Path) -> dict[str, Any]:
     Raises:
         SettingsError: a file is no JSON, or holds something else than its name says.
     """
-    sets = {path.stem: _read(path, "qa") for path in sorted((folder / "qa").glob("*.json"))}
+    sets = {path.stem: read(path, "qa") for path in sorted((folder / "qa").glob("*.json"))}
     single = ((name, folder / f"{name}.json") for name in ("memory", "speed"))
-    return {"qa": sets} | {name: _read(path, name) if path.exists() else None for name, path in single}
+    return {"qa": sets} | {name: read(path, name) if path.exists() else None for name, path in single}
 
 
-def _read(path: Path, kind: str) -> dict[str, Any]:
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """A file of results of that kind.
+
+    Raises:
+        SettingsError: it is none.
+    """
     hint = "Measure it again, or delete it."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -69,6 +69,13 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     pairs.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     rlgf = stage("rlgf", "reward clues by what the generator makes of them")
     rlgf.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="pairs")
+    ship = commands.add_parser("ship", help="make a finished run's weights a folder to publish")
+    ship.add_argument("--run", type=Path, required=True, metavar="DIR", help="the --out of the last stage")
+    ship.add_argument("--name", required=True, metavar="MODEL", help="whose memory weights they are")
+    ship.add_argument("--sets", type=Path, nargs="+", required=True, metavar="DIR",
+                      help="what it was trained on; META.json tells the licence")  # fmt: skip
+    ship.add_argument("--results", type=Path, metavar="FILE.json", help="of memo evaluate memory with these weights")
+    ship.add_argument("--out", type=Path, required=True, metavar="DIR")
 
 
 def changed(plan: Plan, changes: Sequence[str]) -> Any:
@@ -95,7 +102,7 @@ def changed(plan: Plan, changes: Sequence[str]) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs one stage. Returns the exit status."""
-    makers = {"lessons": _lessons, "synthesize": _synthesize, "pairs": _pairs}
+    makers = {"lessons": _lessons, "synthesize": _synthesize, "pairs": _pairs, "ship": _ship}
     if arguments.stage in makers:
         return makers[arguments.stage](arguments)
     stages = {"pretrain": (_pretrain, Pretraining()), "sft": (_sft, Tuning()), "rlgf": (_rlgf, Rewarding())}
@@ -257,3 +264,16 @@ def _rlgf(settings: Settings, plan: Rewarding, arguments: argparse.Namespace) ->
         before = MemoryModel(reader.model, reader.tokenizer, copy.deepcopy(reader.weights).requires_grad_(False))
     losses = partial(rlgf.losses, reader, plan=plan, before=before)
     _train(reader, accelerator, rlgf.groups(reader, known, plan), losses, plan, arguments)
+
+
+def _ship(arguments: argparse.Namespace) -> int:
+    from memo.evaluate import report, report_tables
+    from memo.train import ship
+
+    results = "Not measured yet."
+    if arguments.results:
+        measured = report.read(arguments.results, "memory")["results"]
+        results = "\n\n".join(report_tables.kept(measured)[1:])  # without its heading
+    chain = ship.ship(arguments.run, arguments.out, arguments.name, ship.licences(arguments.sets), results)
+    print(f"{' → '.join(one['stage'] for one in chain)}: {arguments.out}")
+    return 0

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 
 from memo.errors import MemoError, SettingsError
+from memo.models import UNTRAINED, describe
 from memo.pipeline import Models
 from memo.sessions import Sessions
 from memo.settings import Settings
@@ -66,13 +67,17 @@ class Visitors:
         return {
             p.token: session.token,
             p.documents: cards.documents(visit),
-            p.privacy: self.privacy(language),
+            p.privacy: self.footer(language),
         } | empty
 
-    def privacy(self, language: str) -> str:
-        """What stays here, what leaves, when it is deleted."""
+    def footer(self, language: str) -> str:
+        """Which models work here, what stays here, what leaves, when it is deleted."""
         where = "privacy.endpoint" if self.settings.endpoint_url else "privacy.local"
+        models = describe(self.settings)
+        memory = "models.untrained" if models["memory_weights"] == UNTRAINED else "models.trained"
         parts = (
+            say(language, memory, memory=models["memory_model"]),
+            say(language, "models.others", generator=models["generator"], embedder=models["embedder"]),
             say(language, where, endpoint=urlsplit(self.settings.endpoint_url).hostname),
             say(language, "privacy.deleted", minutes=self.settings.session_minutes),
         )
