@@ -10,8 +10,8 @@ Source: MemoRAG (arXiv 2409.05591v3), section 2.3.2. For each window of l tokens
        each sees the memory so far, the raw tokens before its place, and itself;
     3. the raw K, V are dropped; the memory tokens' K, V are added to the memory.
 
-Ours: where they sit (by surprisal -log p(x_i | x_<i), which pass 1 gives for nothing), and that the first token of a
-text always keeps a slot, since every later token leans on it (attention sink).
+Ours: where they sit (`memo.placement`), and that the first token of a text always keeps a slot, since every later token
+leans on it (attention sink).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from memo.attention import MemoryWeights, Row, Slots, beside, memory_projections, rotate, run
 from memo.errors import MemoryTooLong, SettingsError, UnknownDocument, WrongModel
 from memo.models import fingerprint, untrusted
+from memo.placement import as_numbers, place, slot_spans, surprisal
 from memo.turn import Turn
 
 if TYPE_CHECKING:
@@ -80,23 +81,6 @@ class Reading:
     ratio: int
 
 
-def surprisal(logits: Tensor, ids: Tensor) -> Tensor:
-    """-log p(x_i) for logits (T, V) that predict ids (T,). (T,), nats."""
-    return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
-
-
-def place(surprise: Tensor, count: int) -> Tensor:
-    """The `count` most surprising places of each text, in text order. (B, l) -> (B, count)"""
-    return surprise.topk(count).indices.sort().values
-
-
-def slot_spans(offsets: list[tuple[int, int]], places: list[int], start: int, end: int) -> list[tuple[int, int]]:
-    """Slot -> characters: each from where its token begins to where the next slot's begins; they tile [start, end)."""
-    begins = [offsets[i][0] for i in places]
-    begins[0] = start
-    return list(zip(begins, [*begins[1:], end], strict=True))
-
-
 class Window(NamedTuple):
     """One window of B texts, read. k memory tokens."""
 
@@ -129,6 +113,15 @@ class MemoryModel:
     @cached_property
     def weights_fingerprint(self) -> str:
         return fingerprint(self.weights)
+
+    @cached_property
+    def digits(self) -> Tensor:
+        """Which tokens are nothing but digits. (V,)"""
+        count = self.model.get_input_embeddings().num_embeddings
+        texts = self.tokenizer.convert_ids_to_tokens(list(range(min(count, len(self.tokenizer)))))
+        # "Ġ" and "▁" stand for the space before a word
+        found = [text is not None and text.lstrip("Ġ▁").isdecimal() for text in texts]
+        return torch.tensor(found + [False] * (count - len(found)), device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -229,7 +222,8 @@ class MemoryModel:
                 start = surprisal(last_logits, ids[:, 0])
             surprise = torch.cat([start[:, None], self.surprise(hidden[:, :-1], ids[:, 1:])], dim=1)  # (B, l)
             next_logits = self.logits(hidden[:, -1])
-        places = place(surprise.detach(), -(-ids.shape[1] // ratio))  # (B, k)
+        worth = as_numbers(surprise.detach(), self.digits[ids])
+        places = place(worth, -(-ids.shape[1] // ratio))  # (B, k)
         with memory_projections(self.model, self.weights):
             at = embeddings.gather(1, places[:, :, None].expand(-1, -1, embeddings.shape[2]))  # (B, k, E)
             inputs = (at + self.weights.vector).to(at.dtype)

@@ -15,7 +15,8 @@ from memo import memory_file
 from memo.attention import Row, run
 from memo.errors import MemoryTooLong, UnknownDocument, WrongModel
 from memo.generate import LocalGenerator, Prompt
-from memo.memory import RATIOS, DocumentMemory, Memory, Reading, place, read_all, slot_spans, surprisal
+from memo.memory import RATIOS, DocumentMemory, Memory, Reading, read_all
+from memo.placement import as_numbers, place, slot_spans, surprisal
 from memo.turn import Turn
 
 
@@ -61,11 +62,11 @@ def test_surprisal_is_minus_log_softmax_of_the_plain_model(reader, monkeypatch):
     """As it arrives at the placement, for several windows; at ratio 1 with copied weights the past is exact."""
     plain, seen = tiny.memory_model(), []
 
-    def noting(surprise, count):
+    def noting(surprise, digits):
         seen.append(surprise.clone())
-        return place(surprise, count)
+        return as_numbers(surprise, digits)
 
-    monkeypatch.setattr("memo.memory.place", noting)
+    monkeypatch.setattr("memo.memory.as_numbers", noting)
     memorize(plain, tiny.TEXT[:200], ratio=1, window=64)
     ids = torch.tensor(plain.encode(tiny.TEXT[:200])[0])
     plain.model.set_attn_implementation("sdpa")
@@ -73,6 +74,23 @@ def test_surprisal_is_minus_log_softmax_of_the_plain_model(reader, monkeypatch):
     found = torch.cat(seen, dim=1)[0]
     assert found[0] == torch.inf and len(found) == 200
     assert torch.allclose(found[1:], expected, atol=2e-3)
+
+
+def test_a_number_counts_as_one_word():
+    surprise = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+    digits = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 1, 1]]).bool()
+    expected = [[1.0, 5.0, 5.0, 4.0, 5.0, 6.0], [3.0, 3.0, 3.0, 4.0, 11.0, 11.0]]
+    assert as_numbers(surprise, digits).tolist() == expected
+    assert torch.equal(as_numbers(surprise, torch.zeros(2, 6).bool()), surprise)
+
+
+def test_all_digits_of_a_number_get_a_slot(reader):
+    text = "The mill stood at the river bend. Its number was 8041279 for years, and nobody knew why that was so."
+    digits = [reader.tokenizer.decode([i]).isdecimal() for i in range(256)]
+    assert reader.digits[:256].tolist() == digits
+    memory = memorize(reader, text, ratio=4, window=128)
+    first = text.index("8041279")
+    assert {first + i for i in range(7)} <= set(memory.spans[:, 0].tolist())
 
 
 def test_surprisal_by_hand():

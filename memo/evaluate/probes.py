@@ -20,7 +20,8 @@ from torch import Tensor
 from memo.attention import Row, Slots, run
 from memo.evaluate import eviction
 from memo.evaluate.eviction import Prefill
-from memo.memory import DocumentMemory, Memory, MemoryModel, inference, surprisal
+from memo.memory import DocumentMemory, Memory, MemoryModel, inference
+from memo.placement import surprisal
 
 NEXT = 256  # tokens after the text that are scored
 SPANS, SPAN, CUE, FACTS = 4, 48, 8, 10  # spans of a text, their tokens, how many of these are given, hard ones

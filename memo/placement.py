@@ -1,0 +1,44 @@
+"""Where in a window memory tokens sit: at its most surprising tokens.
+
+In: -log p(x_i | x_<i) of a window's tokens, which reading them gives for nothing. Out: the places of the memory tokens,
+and the characters each stands for.
+
+Ours; MemoRAG sets them at every beta-th token. A number counts as one word:
+
+    worth_i = -log p(x_i | x_<i),    of digits the sum over all digits of their number
+    places  = the k tokens of the highest worth, in text order
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def surprisal(logits: Tensor, ids: Tensor) -> Tensor:
+    """-log p(x_i) for logits (T, V) that predict ids (T,). (T,), nats."""
+    return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+
+
+def place(surprise: Tensor, count: int) -> Tensor:
+    """The `count` most surprising places of each text, in text order. (B, l) -> (B, count)"""
+    return surprise.topk(count).indices.sort().values
+
+
+def as_numbers(surprise: Tensor, digits: Tensor) -> Tensor:
+    """Tokens of digits that follow each other are one number: each counts as much as all of them together.
+
+    One by one digits surprise little, ln 10 at most, and none would get a slot: but a number is of use only as a whole.
+    surprise, digits: (B, l) -> (B, l)
+    """
+    goes_on = digits & torch.nn.functional.pad(digits[:, :-1], (1, 0))
+    run = (~goes_on).cumsum(dim=1)  # which run each token belongs to; one that is no digit is a run of its own
+    total = surprise.new_zeros(len(surprise), surprise.shape[1] + 1).scatter_add(1, run, surprise)
+    return torch.where(digits, total.gather(1, run), surprise)
+
+
+def slot_spans(offsets: list[tuple[int, int]], places: list[int], start: int, end: int) -> list[tuple[int, int]]:
+    """Slot -> characters: each from where its token begins to where the next slot's begins; they tile [start, end)."""
+    begins = [offsets[i][0] for i in places]
+    begins[0] = start
+    return list(zip(begins, [*begins[1:], end], strict=True))
