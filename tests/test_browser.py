@@ -294,9 +294,9 @@ def test_by_keyboard_alone(open_page):
     tab_to("#ask")
     tab_to("#options button")
     page.keyboard.press("Enter")
-    expect(page.locator("#strategies input").last).to_be_visible()
-    page.wait_for_timeout(500)  # what an accordion holds is mounted as it opens; nobody's hands get there sooner
+    expect(page.locator("#strategies input").first).to_be_checked()
     tab_to("#strategies input")
+    expect(page.locator("#strategies input").first).to_be_focused()
     page.keyboard.press("Space")
     expect(page.locator("#strategies input").first).not_to_be_checked()
     page.keyboard.press("Space")
