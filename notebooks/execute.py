@@ -51,16 +51,16 @@ def add_pictures(notebook: nbformat.NotebookNode, page: Page) -> int:
 
 
 def main() -> None:
-    names = sys.argv[1:] or sorted(path.name for path in FOLDER.glob("*.ipynb"))
+    names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         page = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
         page.add_script_tag(content=get_plotlyjs())
         for name in names:
-            notebook = nbformat.read(FOLDER / name, as_version=4)
+            notebook = nbformat.read(path := FOLDER / f"{name.removesuffix('.ipynb')}.ipynb", as_version=4)
             execute(notebook)
             pictures = add_pictures(notebook, page)
-            nbformat.write(notebook, FOLDER / name)
+            nbformat.write(notebook, path)
             print(f"{name}: {len(notebook.cells)} cells, {pictures} figures")
 
 
