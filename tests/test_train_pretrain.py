@@ -29,7 +29,7 @@ FAMILIES = list(tiny.FAMILIES)
 WINDOW = 24
 PLAN = Pretraining(
     steps=6, batch=4, micro=2, learning_rate=3e-3, window=WINDOW, windows=4, least=2, ratios=(2, 4), parted=0.5,
-    spans=1, span=(8, 12), given=(2, 3), save_every=2,
+    spans=1, span=(8, 12), given=(2, 3), save_every=2, through=1,
 )  # fmt: skip
 
 
@@ -192,6 +192,24 @@ def test_the_losses_add_up_and_score_the_stretches_that_were_drawn():
     assert found["loss"].shape == (2,) and not torch.allclose(*found["loss"])
 
 
+def test_not_through_the_text_the_last_window_is_read_behind_the_memory_of_the_others():
+    reader = memory_model()
+    batch = batch_of(reader, *texts_of(3, 0, 33), spans=((3, 30, 38),))
+    with torch.no_grad():
+        found = pretrain.losses(reader, batch, dataclasses.replace(PLAN, next_weight=0.3, through=0))
+        windows = windows_of(batch.ids)
+        slots, _ = pretrain.read(reader, windows[:2], batch.ratios[:2], batch.begins[:2])
+        stretches = torch.stack([batch.ids[:, start : start + 10] for start in (3, 30, 38)], dim=1)
+        repeat = pretrain.repeat_loss(reader, slots, stretches, 3)
+        for text in range(2):
+            row = windows[2][text : text + 1]
+            hidden = run(reader.model, reader.model.get_input_embeddings()(row), [Row(slots_of(slots, text))])
+            told = reader.logits(hidden).log_softmax(-1)[0, :-1].gather(1, row[0, 1:, None])
+            assert found["next"][text] == pytest.approx(-float(told.mean()), abs=1e-4)
+    assert torch.allclose(found["repeat"], repeat.mean(dim=(1, 2)))
+    assert torch.allclose(found["loss"], 0.3 * found["next"] + found["repeat"])
+
+
 def test_a_loss_that_has_nothing_to_score_is_left_out():
     reader = memory_model()
     batch = batch_of(reader, *texts_of(3, 0), begins=(True, True, True))
@@ -205,13 +223,15 @@ def test_a_loss_that_has_nothing_to_score_is_left_out():
         assert found.keys() == {"loss", "repeat"}
 
 
+@pytest.mark.parametrize("through", [0, 1])
 @pytest.mark.parametrize("next_weight", [0.5, 0])
 @pytest.mark.parametrize("begins", [(True, False, False), (True, False, True)])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_gradients_reach_all_weights_that_are_trained_and_no_others(family, begins, next_weight):
+def test_gradients_reach_all_weights_that_are_trained_and_no_others(family, begins, next_weight, through):
     reader = memory_model(family)
-    batch = batch_of(reader, *texts_of(3, 0, 33), begins=begins)
-    pretrain.losses(reader, batch, dataclasses.replace(PLAN, next_weight=next_weight))["loss"].sum().backward()
+    batch = batch_of(reader, *texts_of(3, 0, 33), begins=begins, spans=((3, 30, 38),))
+    plan = dataclasses.replace(PLAN, next_weight=next_weight, through=through)
+    pretrain.losses(reader, batch, plan)["loss"].sum().backward()
     unused = f"layers.{len(reader.weights.layers) - 1}.q_proj"
     for name, weight in reader.weights.named_parameters():
         if name.startswith(unused):
@@ -257,6 +277,10 @@ def test_what_is_drawn_lies_in_the_plan_and_in_the_text():
         drawn.append(made)
     assert {made.ratios[1] for made in drawn} == {2, 4}
     assert 10 < sum(any(made.begins[1:]) for made in drawn) < 35  # three of four of the parted half
+    for number in range(20):  # stretches of what is memorized: not of the last window
+        behind = dataclasses.replace(PLAN, through=0)
+        made = pretrain.make(tokens, [Piece(5, 3), Piece(300, 3)], behind, random.Random(number))
+        assert made.spans.shape == (2, PLAN.spans * 2) and made.spans.max() + made.span <= 2 * WINDOW
     whole = dataclasses.replace(PLAN, parted=0.0)
     assert not any(
         any(pretrain.make(tokens, [Piece(5, 3)], whole, random.Random(n)).begins[1:]) for n in range(30)

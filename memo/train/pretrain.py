@@ -3,9 +3,13 @@
 In: pieces of texts, n windows of l tokens each, in a batch of B. Out: two losses per text.
 
     next     L = -sum_t log p(x_t | memory of the earlier windows, x_<t of this one)
-             MemoRAG (arXiv 2409.05591v3), section 2.3.2, equation 13; gradients flow through the whole chain of windows
-    repeat   L = -sum_t log p(s_t | memory of all windows, "Repeat:", s_<t), s a stretch of the text, its first words
-             given. Ours: `next` alone is content with the gist and gets every name wrong.
+             MemoRAG (arXiv 2409.05591v3), section 2.3.2, equation 13
+    repeat   L = -sum_t log p(s_t | memory of the windows read, "Repeat:", s_<t), s a stretch of the text, its first
+             words given. Ours: `next` alone is content with the gist and gets every name wrong.
+
+Gradients flow through the memory tokens of the whole chain of windows. With `through` in the plan they flow through the
+text's own reading too and `next` is of every window but the first, as in the paper; without it `next` is of the last
+window alone, read behind the memory of the others: less to compute.
 
 The ratio of each window is drawn, and where in a piece a new document begins: memories are made one by one and put
 side by side when they are used, so the model must learn to tell them apart.
@@ -64,8 +68,8 @@ def make(tokens: TokenFile, drawn_pieces: list[Piece], plan: Pretraining, draw: 
     begins = [i == 0 or (parted and draw.random() < 0.5) for i in range(windows)]
     begins[-1] = windows == 1  # one window at least goes on, else there would be no next token after a memory
     span = draw.randint(*plan.span)
-    count = plan.spans * windows
-    spans = [[draw.randrange(length - span + 1) for _ in range(count)] for _ in drawn_pieces]
+    kept = windows - (not plan.through)  # windows that are memorized
+    spans = [[draw.randrange(kept * plan.window - span + 1) for _ in range(plan.spans * kept)] for _ in drawn_pieces]
     return Batch(ids, plan.window, ratios, tuple(begins), torch.tensor(spans), span, draw.randint(*plan.given))
 
 
@@ -108,6 +112,12 @@ def next_loss(surprises: Sequence[Tensor], begins: Sequence[bool]) -> Tensor | N
     return torch.cat(after, dim=1).mean(dim=1) if after else None
 
 
+def last_loss(reader: MemoryModel, slots: Slots, window: Tensor) -> Tensor:
+    """Mean -log p of a window behind the memory of those before it, but for its first token. (B, l) -> (B,)"""
+    (hidden,) = behind(reader, slots, [window])
+    return reader.surprise(hidden[:, :-1], window[:, 1:]).mean(dim=1)
+
+
 def repeat_loss(reader: MemoryModel, slots: Slots, stretches: Tensor, given: int) -> Tensor:
     """-log p of each stretch after the memory, without its `given` tokens. (B, S, span) -> (B, S, span - given)"""
     batch, count, _ = stretches.shape
@@ -123,9 +133,12 @@ def losses(reader: MemoryModel, batch: Batch, plan: Pretraining) -> dict[str, Te
     """`loss`, what is minimized, and its parts, per text. (B,) each"""
     ids, device = batch.ids.to(reader.device), reader.device
     windows = ids.split(batch.window, dim=1)
-    slots, surprises = read(reader, windows, batch.ratios, batch.begins, plan.next_weight > 0)
+    kept = len(windows) - (not plan.through)
+    slots, surprises = read(reader, windows[:kept], batch.ratios[:kept], batch.begins[:kept], bool(plan.through))
     found: dict[str, Tensor] = {}
-    if plan.next_weight and (after := next_loss(surprises, batch.begins)) is not None:
+    if plan.next_weight and not plan.through:
+        found["next"] = last_loss(reader, slots, windows[-1])
+    elif plan.next_weight and (after := next_loss(surprises, batch.begins)) is not None:
         found["next"] = after
     if plan.spans:
         places = batch.spans.to(device)[:, :, None] + torch.arange(batch.span, device=device)

@@ -34,8 +34,8 @@ class Pretraining(Plan):
     """Next tokens and repeated stretches, see `pretrain`."""
 
     steps: int = 400
-    batch: int = 4
-    micro: int = 4
+    batch: int = 1
+    micro: int = 1
     learning_rate: float = 1e-3
     window: int = 512
     windows: int = 8  # of a piece at most
@@ -46,6 +46,7 @@ class Pretraining(Plan):
     span: tuple[int, int] = (32, 96)  # their tokens
     given: tuple[int, int] = (4, 12)  # how many of them are given
     next_weight: float = 0.5  # of the next-token loss; the repeated stretches have 1
+    through: int = 0  # 1: gradients through the text's own reading too, and the next-token loss of every window
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Studying(Plan):
 
 MAY_BE_ZERO = (
     "warmup", "final", "weight_decay", "seed", "parted", "spans", "next_weight", "nothing", "dpo", "anchor",
-    "least_gain",
+    "least_gain", "through",
 )  # fmt: skip
 
 
@@ -129,9 +130,10 @@ def checked(plan: Plan) -> Any:
     if plan.batch % plan.micro:
         raise SettingsError(f"A batch of {plan.batch} is no multiple of micro, {plan.micro}.")
     if isinstance(plan, Pretraining):
-        if not (plan.given[0] <= plan.given[1] < plan.span[0] <= plan.span[1] <= plan.least * plan.window):
-            told = f"given {plan.given}, span {plan.span} and {plan.least} windows of {plan.window} do not go together."
-            raise SettingsError(told, "Each must be at most the next: given, span, the shortest piece.")
+        kept = plan.least - (not plan.through)  # windows that are memorized
+        if not plan.given[0] <= plan.given[1] < plan.span[0] <= plan.span[1] <= kept * plan.window:
+            told = f"given {plan.given}, span {plan.span} and {kept} windows of {plan.window} do not go together."
+            raise SettingsError(told, "Each must be at most the next: given, span, what is read of the shortest piece.")
         if not plan.least <= plan.windows or not (plan.spans or plan.next_weight):
             raise SettingsError("The plan has more least than windows, or neither spans nor a next_weight.")
     return plan
