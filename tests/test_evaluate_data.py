@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 
@@ -175,6 +176,14 @@ def test_questions_without_a_document_are_counted(folder):
 
 
 # --- sets of the hub, as local files that `datasets` reads -----------------------------------------------------------
+
+
+def test_without_the_library_sets_of_the_hub_are_refused_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    told = r'^Sets of the hub need the library datasets\. pip install "memo\[evaluate\]"$'
+    with pytest.raises(SettingsError, match=told):
+        hub.fetch("hub:org/set", "train", tmp_path)
+
 
 SQUAD = {"id": "s", "title": "Mill", "context": "Anna bought it.", "question": "Who?",
          "answers": {"text": ["Anna"], "answer_start": [0]}}  # fmt: skip

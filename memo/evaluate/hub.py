@@ -115,8 +115,9 @@ def fetch(name: str, split: str, cache: Path) -> Path:
     folder = cache / "sets" / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', path.rpartition('/')[2])}-{digest}"
     if (folder / f"{split}.jsonl").exists():
         return folder
+    library = datasets()
     try:
-        rows = list(datasets().load_dataset(path, configuration or None, split=split))
+        rows = list(library.load_dataset(path, configuration or None, split=split))
     except Exception as error:  # whatever the hub, the network and old loading scripts come up with
         told = f"{path} cannot be loaded: {reason(error).rstrip('.')}."
         raise SettingsError(told, "Check its name, its split and the network.") from error
