@@ -33,8 +33,10 @@ def as_numbers(surprise: Tensor, digits: Tensor) -> Tensor:
     """
     goes_on = digits & torch.nn.functional.pad(digits[:, :-1], (1, 0))
     run = (~goes_on).cumsum(dim=1)  # which run each token belongs to; one that is no digit is a run of its own
-    total = surprise.new_zeros(len(surprise), surprise.shape[1] + 1).scatter_add(1, run, surprise)
-    return torch.where(digits, total.gather(1, run), surprise)
+    # the first token of a text surprises infinitely, and it alone: else it might lose its slot to the rest of a number
+    finite = surprise.where(surprise.isfinite(), 0)
+    total = surprise.new_zeros(len(surprise), surprise.shape[1] + 1).scatter_add(1, run, finite)
+    return total.gather(1, run).maximum(surprise)
 
 
 def slot_spans(offsets: list[tuple[int, int]], places: list[int], start: int, end: int) -> list[tuple[int, int]]:

@@ -84,6 +84,13 @@ def test_a_number_counts_as_one_word():
     assert torch.equal(as_numbers(surprise, torch.zeros(2, 6).bool()), surprise)
 
 
+def test_a_text_that_begins_with_a_number_keeps_the_slot_of_its_first_token(reader):
+    worth = as_numbers(torch.tensor([[torch.inf, 2.0, 3.0, 4.0]]), torch.tensor([[1, 1, 1, 0]]).bool())
+    assert worth.tolist() == [[torch.inf, 5.0, 5.0, 4.0]]
+    ids = torch.tensor([reader.encode("80412793650 is it")[0]])
+    assert reader.read_window(ids, None, 16, None).places[0, 0] == 0
+
+
 def test_all_digits_of_a_number_get_a_slot(reader):
     text = "The mill stood at the river bend. Its number was 8041279 for years, and nobody knew why that was so."
     digits = [reader.tokenizer.decode([i]).isdecimal() for i in range(256)]
