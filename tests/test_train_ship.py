@@ -67,6 +67,7 @@ def test_every_stage_of_the_chain_is_told(tmp_path, model):
     assert points[0]["loss"] == pytest.approx(sum(line["loss"] for line in logged[:3]) / 3, abs=1e-5)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| pretrain | 130 | 1 | 0.01 | 910 |" in card and "Books, public domain." in card and "recovery" in card
+    assert "base_model: tiny\n" in card
 
 
 def test_what_is_not_finished_is_not_shipped(tmp_path, model):

@@ -23,11 +23,10 @@ from safetensors.torch import load_file
 
 from memo.errors import SettingsError
 from memo.evaluate.record import commit, processor
-from memo.models import write_atomic
+from memo.train.loop import START
 
 SHARD = "8MB"
 POINTS = 60  # of a curve
-COUNTS = ("step", "tokens", "skipped", "bad", "seconds")  # what a line of the log tells beside losses
 
 
 def stages(folder: Path) -> list[dict[str, Any]]:
@@ -55,7 +54,7 @@ def curve(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for first in range(0, len(log), size):
         part = log[first : first + size]
         point = {"step": part[-1]["step"], "tokens": part[-1]["tokens"]}
-        for name in [name for name in part[-1] if name not in COUNTS]:
+        for name in [name for name in part[-1] if name not in START]:
             values = [line[name] for line in part if line.get(name) is not None]
             point[name] = round(sum(values) / len(values), 6) if values else None
         found.append(point)
@@ -71,8 +70,7 @@ def card(name: str, chain: Sequence[dict[str, Any]], data: str, results: str) ->
     ]
     plans = "\n".join(f"    {one['stage']}: {json.dumps(one['plan'])}" for one in chain)
     return f"""---
-license: cc-by-sa-4.0
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+base_model: {name}
 library_name: memo
 tags: [memory, memorag]
 ---
@@ -83,7 +81,7 @@ Q, K and V projections of the memory tokens (one set a layer), and the vector th
 them a frozen {name} reads a document into a small KV cache, as in MemoRAG (arXiv 2409.05591v3). They do nothing
 without it, and fit no other model.
 
-    MEMO_MEMORY_WEIGHTS=<this folder> python app.py        # the default for this model
+    MEMO_MEMORY_MODEL={name} MEMO_MEMORY_WEIGHTS=<this folder> python app.py
 
 ## Training
 
@@ -107,8 +105,8 @@ Losses by step are in `training.json`.
 
 ## What they are not
 
-The model beneath is small: it recalls names and numbers often wrongly, and what it recalls is a clue where to look, not
-an answer. Trained on English texts.
+What a memory recalls is a clue where to look, not an answer: names and numbers may be wrong. They know the languages
+and the kinds of text that they were trained on.
 """
 
 
@@ -140,11 +138,10 @@ def ship(folder: Path, out: Path, name: str, data: str, results: str = "Not meas
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_torch_state_dict(
-        weights, temporary, filename_pattern="memory{suffix}.safetensors", max_shard_size=SHARD, metadata=None
-    )
-    write_atomic(temporary / "training.json", json.dumps(chain, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(temporary / "README.md", card(name, chain, data, results))
+    save_torch_state_dict(weights, temporary, filename_pattern="memory{suffix}.safetensors", max_shard_size=SHARD)
+    told = json.dumps(chain, indent=1, ensure_ascii=False) + "\n"
+    (temporary / "training.json").write_text(told, encoding="utf-8")
+    (temporary / "README.md").write_text(card(name, chain, data, results), encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     temporary.replace(out)
     return chain
