@@ -347,17 +347,24 @@ def write_atomic(path: Path, data: str) -> None:
     os.replace(temporary, path)
 
 
-def describe(settings: Settings) -> dict[str, object]:
-    """What `memo models` tells: which weights are used, whether they are here, on what they run."""
-    device = choose_device(settings.device)
+def chosen(settings: Settings) -> dict[str, str]:
+    """Which models and memory weights the settings name."""
     generator = settings.generator or settings.memory_model
     trained = trained_weights(settings)
-    ready = any((settings.cache / "models").glob(f"smollm2-*-{GGUF_SHA256[:12]}-{CONVERTER}/config.json"))
     return {
         "memory_model": display_name(settings.memory_model),
         "memory_weights": trained.name if trained else UNTRAINED,
         "generator": settings.endpoint_model if settings.endpoint_url else display_name(generator),
         "embedder": embedder_name(settings),
+    }
+
+
+def describe(settings: Settings) -> dict[str, object]:
+    """What `memo models` tells: which weights are used, whether they are here, on what they run."""
+    device = choose_device(settings.device)
+    ready = any((settings.cache / "models").glob(f"smollm2-*-{GGUF_SHA256[:12]}-{CONVERTER}/config.json"))
+    return {
+        **chosen(settings),
         "device": device,
         "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
         "embedded_ready": ready,

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 
 from memo.errors import MemoError, SettingsError
-from memo.models import UNTRAINED, describe
+from memo.models import UNTRAINED, chosen
 from memo.pipeline import Models
 from memo.sessions import Sessions
 from memo.settings import Settings
@@ -73,7 +73,7 @@ class Visitors:
     def footer(self, language: str) -> str:
         """Which models work here, what stays here, what leaves, when it is deleted."""
         where = "privacy.endpoint" if self.settings.endpoint_url else "privacy.local"
-        models = describe(self.settings)
+        models = chosen(self.settings)
         memory = "models.untrained" if models["memory_weights"] == UNTRAINED else "models.trained"
         parts = (
             say(language, memory, memory=models["memory_model"]),
