@@ -57,7 +57,8 @@ def main() -> None:
         page = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
         page.add_script_tag(content=get_plotlyjs())
         for name in names:
-            notebook = nbformat.read(path := FOLDER / f"{name.removesuffix('.ipynb')}.ipynb", as_version=4)
+            path = FOLDER / f"{name.removesuffix('.ipynb')}.ipynb"
+            notebook = nbformat.read(path, as_version=4)
             execute(notebook)
             pictures = add_pictures(notebook, page)
             nbformat.write(notebook, path)
