@@ -4,7 +4,8 @@ In: an `Ask`. Out: a Python generator that yields events, lists of prompts, and 
 of prompts it is sent back the finished streams. So a strategy never waits by itself, and the pipeline can advance
 several of them in one batch.
 
-    memorag       clues from memory; question, clues and where in memory the question looked find the passages
+    memorag       clues from memory; question, clues, where in memory the question looked and the names that lead on
+                  find the passages
     rag           the question is searched; answer from the passages
     hyde          a made-up answer is searched (mean with the question; arXiv 2212.10496)
     rq_rag        simpler questions are made and searched (arXiv 2404.00610)
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from memo import clues as recall
+from memo import names
 from memo.errors import NothingToAsk
 from memo.events import Clue, CluesRecalled, Event, Found, PassagesFound
 from memo.generate import Generator as TextGenerator
@@ -85,11 +87,27 @@ class Ask:
                 self.notes.append(f"Not all memories fit the model together; left out as least relevant: {names}.")
         return self.memory
 
-    def search(self, queries: Sequence[Query], pointers: bool = False) -> PassagesFound:
-        """Looks the queries up, fuses the rankings (`pointers`: and where the question looked), keeps what fits."""
+    def names(self) -> tuple[Clue, ...]:
+        """Names that lead on from what the question itself finds; none where there is but one document."""
         library = self.library
-        hits = library.rank(queries)
-        rankings = [(query.label, query.weight, found) for query, found in zip(queries, hits, strict=True)]
+        if len(library.documents) < 2:
+            return ()
+        [hits] = library.rank([Query("question", (self.question,))], names.READ)
+        return names.read(self.question, [(hit, library.text_of(*_place(hit))) for hit in hits])
+
+    def search(
+        self, queries: Sequence[Query], pointers: bool = False, leading: Sequence[Clue] = ()
+    ) -> PassagesFound:
+        """Looks the queries up, fuses the rankings, keeps what fits.
+
+        pointers: also where the question looked. leading: names to look up as well.
+        """
+        library = self.library
+        every = [*queries, *(Query(name.text, (name.text,)) for name in leading)]
+        hits = library.rank(every)
+        rankings = [(query.label, query.weight, found) for query, found in zip(queries, hits, strict=False)]
+        if leading:
+            rankings.append(("names", names.NAME_WEIGHT, names.ranking(leading, hits[len(queries) :])))
         if pointers and self.memory is not None:
             there = [document for document in self.memory.documents if document in library.documents]
             passages = [passage for document in there for passage in library.passages(document)]
@@ -119,8 +137,18 @@ class Ask:
         return self.prompt(SYSTEM, user, self.settings.answer_tokens)
 
 
+def _place(hit: dict[str, Any]) -> tuple[str, int, int]:
+    return hit["document"], hit["start"], hit["end"]
+
+
+def leading(clues: Sequence[Clue]) -> list[Clue]:
+    """Those that are names."""
+    return [clue for clue in clues if clue.kind == "name"]
+
+
 def clue_queries(question: str, clues: Sequence[Clue]) -> list[Query]:
-    """The question and every clue as queries; a clue's share of the clues' weight follows from its score."""
+    """The question and every clue but names as queries; a clue's share of their weight follows from its score."""
+    clues = [clue for clue in clues if clue.kind != "name"]
     shares = [2.718 ** max(-4.0, clue.score) for clue in clues]
     total = sum(shares) or 1.0
     queries = [Query("question", (question,))]
@@ -142,9 +170,12 @@ def memorag(ask: Ask) -> Steps:
         recall.learn_usual(memory, streams[-1])
     recalled = dict(zip(prompts, streams, strict=False))
     ask.looked = recalled["draft"].looked
-    ask.clues = recall.collect(recalled, ask.question, memory) if ask.edited is None else ask.edited
+    if ask.edited is None:
+        ask.clues = (*recall.collect(recalled, ask.question, memory), *ask.names())
+    else:
+        ask.clues = ask.edited
     yield CluesRecalled(ask.clues, final=True)
-    yield ask.search(clue_queries(ask.question, ask.clues), pointers=True)
+    yield ask.search(clue_queries(ask.question, ask.clues), pointers=True, leading=leading(ask.clues))
     yield ask.answer_prompt()
 
 

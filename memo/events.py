@@ -28,8 +28,9 @@ class Clue:
     """Something recalled from memory.
 
     kind: "span" (a stretch of text), "question" (a simpler question to look up), "draft" (an answer from memory),
-    "key" (a key point), "own" (written by the person). score: mean log-probability of its tokens (nats).
-    sources: where in the memory its tokens looked, strongest first.
+    "key" (a key point), "name" (a name that leads on, see `memo.names`), "own" (written by the person).
+    score: mean log-probability of its tokens (nats); of a name its strength.
+    sources: where in the memory its tokens looked, strongest first; of a name where it stands.
     """
 
     text: str

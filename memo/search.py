@@ -170,7 +170,8 @@ class Ranked(NamedTuple):
 def fuse(rankings: Sequence[tuple[str, float, list[dict[str, Any]]]]) -> list[Ranked]:
     """Rankings (label, weight, passages with their similarity, best first) -> one, best first.
 
-    A passage that a ranking does not hold is taken to be as similar as its last: more it cannot be.
+    A passage that a ranking does not hold is taken to be as similar as its last: more it cannot be. What found a
+    passage is the ranking, or the clue that its hit carries.
     """
     rankings = [(label, weight, hits) for label, weight, hits in rankings if hits]
     total = sum(weight for _, weight, _ in rankings) or 1.0
@@ -182,9 +183,10 @@ def fuse(rankings: Sequence[tuple[str, float, list[dict[str, Any]]]]) -> list[Ra
         last = hits[-1]["similarity"]
         for key in scores:
             scores[key] += weight / total * there.get(key, last)
-        for key in list(there)[:5]:
-            if label not in labels[key]:
-                labels[key].append(label)
+        for hit in hits[:5]:
+            key, by = (hit["document"], hit["start"]), hit.get("clue", label)
+            if by not in labels[key]:
+                labels[key].append(by)
     return [
         Ranked(where[key], round(scores[key], 4), tuple(labels[key]) or (_closest(key, rankings),))
         for key in sorted(scores, key=lambda k: -scores[k])
@@ -216,7 +218,7 @@ def within(
 def _closest(key: tuple[str, int], rankings: Sequence[tuple[str, float, list[dict[str, Any]]]]) -> str:
     """The ranking in which a passage stands highest."""
     places = [
-        (rank, label) for label, _, hits in rankings for rank, hit in enumerate(hits)
+        (rank, hit.get("clue", label)) for label, _, hits in rankings for rank, hit in enumerate(hits)
         if (hit["document"], hit["start"]) == key
     ]  # fmt: skip
     return min(places)[1]

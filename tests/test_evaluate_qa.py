@@ -107,19 +107,22 @@ def test_fewer_answers_than_questions_leave_the_retrieval_of_all(asked, tiny_mod
 
 def test_parts_search_by_what_is_left_of_memorag(tiny_rag):
     list(tiny_rag.memorize([MILL, RIVER]))
-    searched = []
+    searched, led = [], []
 
     class Spy(Ask):
-        def search(self, queries, pointers=False):
+        def search(self, queries, pointers=False, leading=()):
             searched.append(([query.label for query in queries], pointers))
-            return super().search(queries, pointers)
+            led.append([clue.text for clue in leading])
+            return super().search(queries, pointers, leading)
 
     place = (Source(MILL.id, 0, 40),)
-    clues = tuple(Clue(f"a {kind}", kind, -1.0, place) for kind in ("span", "question", "draft", "key"))
+    clues = tuple(Clue(f"a {kind}", kind, -1.0, place) for kind in ("span", "question", "draft", "key", "name"))
     for part in PARTS.values():
         ask = Spy("Who?", "x", tiny_rag.settings, tiny_rag.library, tiny_rag.models.generator(), None, edited=clues)
         list(recalled(ask, part))
     by_part = dict(zip(PARTS, searched, strict=True))
+    without = [part for part, found in zip(PARTS, led, strict=True) if not found]
+    assert without == ["memorag-names", "pointers"] and {*map(tuple, led)} == {("a name",), ()}
     every = ["question", "a span", "a question", "a draft", "a key"]
     assert by_part["memorag-spans"] == ([every[0], *every[2:]], True)
     assert by_part["memorag-questions"][0] == ["question", "a span", "a draft", "a key"]

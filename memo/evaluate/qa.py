@@ -27,7 +27,7 @@ from memo.cite import cite
 from memo.errors import MemoError
 from memo.evaluate.data import Question, QuestionSet, Shelf
 from memo.evaluate.rows import Rows
-from memo.evaluate.strategies import PARTS, TOLD, WITH_PASSAGES, WordIndex, bm25, recalled
+from memo.evaluate.strategies import PARTS, TOLD, WITH_PASSAGES, WordIndex, bm25, rag_names, recalled
 from memo.evaluate.summary import summarise
 from memo.events import AnswerDone, CluesRecalled, Found, PassagesFound
 from memo.generate import Prompt, Stream
@@ -169,7 +169,7 @@ def _task(question: Question, strategy: str, shelves: Shelves, answering: bool, 
         ask.edited, ask.memory, ask.looked = whole.ask.clues, whole.ask.memory, whole.ask.looked
         steps = recalled(ask, PARTS[strategy])
     else:
-        steps = (bm25(index) if strategy == "bm25" else STRATEGIES[strategy])(ask)
+        steps = {**STRATEGIES, "bm25": bm25(index), "rag-names": rag_names}[strategy](ask)
     return Task(question, strategy, ask, steps, answering)
 
 
@@ -242,7 +242,7 @@ def timed_rows(questions: Sequence[Question], strategies: Sequence[str], shelves
         rag.library.memory(shelves.models.memory_model())  # loaded, as it is for whoever asks a second question
         for strategy in strategies:
             began = time.monotonic()
-            if strategy == "bm25":
+            if strategy not in STRATEGIES:
                 batch = Batch(shelves.models)
                 batch.work([_task(question, strategy, shelves, True)])
                 batch.close()

@@ -1,4 +1,4 @@
-"""Strategies that exist to be compared with: BM25, and memorag with its parts switched off one at a time.
+"""Strategies that exist to be compared with: BM25, rag with names, memorag with its parts switched off one at a time.
 
 In: an `Ask` (memo.answers). Out: the same steps as every strategy there yields. The parts search by the clues that
 memorag itself has recalled for the question, so that nothing but the search differs.
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memo import answers
-from memo.answers import Ask, Steps, clue_queries
+from memo.answers import Ask, Steps, clue_queries, leading
 from memo.cite import words
-from memo.search import DEPTH, place_of
+from memo.search import DEPTH, Query, place_of
 
 if TYPE_CHECKING:
     from memo.passages import Passage
@@ -28,12 +28,16 @@ TOLD = {  # what each strategy gets, beside the same generator, answer prompt, b
     "rq_rag": "passages by the question and up to three simpler questions, fused with"
     " the same weight, which was not tuned (after arXiv 2404.00610, untrained)",
     "memory_only": "the memory of the documents and the question, no passages",
-    "memorag": "passages by the question, the clues recalled from memory and where in it the question looked, fused"
-    " with weights chosen on train splits; once for each library it also reads a neutral question, not counted",
+    "rag-names": "rag, and the names that lead on from what it finds (memo.names), without a memory: memorag less this"
+    " is what the memory adds",
+    "memorag": "passages by the question, the clues recalled from memory, where in it the question looked and the names"
+    " that lead on, fused with weights chosen on train splits; once for each library it also reads a neutral question,"
+    " not counted",
     "memorag-spans": "memorag without clues that quote",
     "memorag-questions": "memorag without clues that are simpler questions",
     "memorag-draft": "memorag without the clue that is a draft answer",
     "memorag-keys": "memorag without clues that are key points",
+    "memorag-names": "memorag without the names that lead on",
     "memorag-pointers": "memorag without where the question looked",
     "memorag-question": "memorag without searching the question itself",
     "pointers": "passages by where in memory the question looked, alone",
@@ -55,6 +59,7 @@ PARTS = {
     "memorag-questions": Part(without="question"),
     "memorag-draft": Part(without="draft"),
     "memorag-keys": Part(without="key"),
+    "memorag-names": Part(without="name"),
     "memorag-pointers": Part(pointers=False),
     "memorag-question": Part(question=False),
     "pointers": Part(question=False, texts=False),
@@ -66,7 +71,13 @@ def recalled(ask: Ask, part: Part) -> Steps:
     ask.clues = tuple(clue for clue in ask.edited or () if clue.kind != part.without)
     queries = clue_queries(ask.question, ask.clues)
     queries = queries[:1] * part.question + queries[1:] * part.texts
-    yield ask.search(queries, part.pointers)
+    yield ask.search(queries, part.pointers, leading(ask.clues) if part.texts else ())
+    yield ask.answer_prompt()
+
+
+def rag_names(ask: Ask) -> Steps:
+    """The strategy that looks the question up, and the names in what it finds."""
+    yield ask.search([Query("question", (ask.question,))], leading=ask.names())
     yield ask.answer_prompt()
 
 
@@ -103,6 +114,6 @@ def bm25(index: WordIndex) -> Callable[[Ask], Steps]:
     return steps
 
 
-EVERY = ("closed_book", "full_context", "bm25", "rag", "hyde", "rq_rag", "memory_only", "memorag", *PARTS)
-WITH_PASSAGES = ("bm25", "rag", "hyde", "rq_rag", "memorag", *PARTS)
-assert set(EVERY) == set(TOLD) == {*answers.STRATEGIES, "bm25", *PARTS}
+EVERY = ("closed_book", "full_context", "bm25", "rag", "hyde", "rq_rag", "rag-names", "memory_only", "memorag", *PARTS)
+WITH_PASSAGES = ("bm25", "rag", "hyde", "rq_rag", "rag-names", "memorag", *PARTS)
+assert set(EVERY) == set(TOLD) == {*answers.STRATEGIES, "bm25", "rag-names", *PARTS}

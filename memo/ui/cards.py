@@ -117,7 +117,9 @@ def clue_origin(visit: Visit, clue: Clue, number: int) -> str:
     title = esc(say(language, "clue_score.help"))
     score = esc(say(language, "clue_score", score=f"{clue.score:.2f}"))
     kind = esc(say(language, "clue.number", number=number, kind=say(language, f"kind.{clue.kind}")))
-    head = f'<span class="kind">{kind}</span><span class="score" title="{title}">{score}</span>'
+    head = f'<span class="kind">{kind}</span>'
+    if clue.kind != "name":  # which was read, not generated
+        head += f'<span class="score" title="{title}">{score}</span>'
     return f'<div class="origin"><p class="head">{head}</p>{sources(visit, clue)}</div>'
 
 

@@ -14,10 +14,11 @@ import gradio as gr
 
 from memo.answers import DEFAULT_COMPARISON, STRATEGIES
 from memo.clues import KINDS, LINES
+from memo.names import NAMES
 from memo.settings import Settings
 from memo.ui.texts import ASSETS, LANGUAGES, table
 
-CLUES = LINES * len(KINDS)  # rows for clues
+CLUES = LINES * len(KINDS) + NAMES  # rows for clues
 CHIPS = 3  # questions suggested
 RATIOS = (4, 8, 16)
 i18n = gr.I18n(**{language: table(language) for language in LANGUAGES})
