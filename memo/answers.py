@@ -146,14 +146,14 @@ def leading(clues: Sequence[Clue]) -> list[Clue]:
     return [clue for clue in clues if clue.kind == "name"]
 
 
-def clue_queries(question: str, clues: Sequence[Clue]) -> list[Query]:
-    """The question and every clue but names as queries; a clue's share of their weight follows from its score."""
+def clue_queries(question: str, clues: Sequence[Clue], weight: float = CLUE_WEIGHT) -> list[Query]:
+    """The question and every clue but names as queries; a clue's share of their `weight` follows from its score."""
     clues = [clue for clue in clues if clue.kind != "name"]
     shares = [2.718 ** max(-4.0, clue.score) for clue in clues]
     total = sum(shares) or 1.0
     queries = [Query("question", (question,))]
     return queries + [
-        Query(clue.text, (clue.text,), CLUE_WEIGHT * share / total) for clue, share in zip(clues, shares, strict=True)
+        Query(clue.text, (clue.text,), weight * share / total) for clue, share in zip(clues, shares, strict=True)
     ]
 
 

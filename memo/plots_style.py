@@ -25,7 +25,8 @@ GREEN, RED, BLUE, SKY, PINK, ORANGE, VIOLET, GREY = (
     "#009e73", "#d55e00", "#0072b2", "#45a5dc", "#cc79a7", "#d99200", "#8052a8", "#8a8a8a"
 )  # fmt: skip
 STYLES = {  # strategy or method: colour, sign
-    "memorag": (GREEN, "circle"), "rag": (RED, "square"), "bm25": (BLUE, "diamond"), "hyde": (SKY, "triangle-up"),
+    "memorag": (GREEN, "circle"), "rag": (RED, "square"), "bm25": (BLUE, "diamond"),
+    "rag-names": (RED, "square-open"), "hyde": (SKY, "triangle-up"),
     "rq_rag": (PINK, "triangle-down"), "memory_only": (ORANGE, "star"), "full_context": (VIOLET, "pentagon"),
     "closed_book": (GREY, "x"),
     "full": (VIOLET, "pentagon"), "none": (GREY, "x"), "memory": (GREEN, "circle"), "streaming": (RED, "square"),

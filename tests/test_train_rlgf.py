@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from rlgf_case import ASKED, LAKE, LESSON, MILL, PLAN, SON, ids_of, memory_model, slots_of
 
-from memo import answers, clues
+from memo import clues
 from memo.attention import MemoryWeights
 from memo.cli import main
 from memo.errors import SettingsError
@@ -220,7 +220,6 @@ def command(tmp_path, monkeypatch, tiny_folder):
     for name, value in settings.items():
         monkeypatch.setenv(f"MEMO_{name}", value)
     monkeypatch.setattr(Models, "embedder", lambda self: tiny.Embedder())
-    monkeypatch.setattr(answers, "CLUE_WEIGHT", 100.0)  # what a random model says must matter
 
     def call(stage, data, out, *numbers, more=()):
         changes = [word for number in numbers for word in ("--set", number)]
@@ -229,7 +228,7 @@ def command(tmp_path, monkeypatch, tiny_folder):
     return call
 
 
-SAMPLING = ("samples=6", "most=12", "window=64", "ratio=4", "least_gain=1e-6")
+SAMPLING = ("clue_weight=100", "samples=6", "most=12", "window=64", "ratio=4", "least_gain=1e-6")
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ def _pairs(arguments: argparse.Namespace) -> int:
     plain = models.memory_model()
     weights = MemoryWeights.load(arguments.start, plain.model) if arguments.start else None
     reader = MemoryModel(plain.model, plain.tokenizer, weights)
-    judge = rewards.Judge(models.embedder(), LocalGenerator(plain, ""), settings)
+    judge = rewards.Judge(models.embedder(), LocalGenerator(plain, ""), settings, plan.clue_weight)
     known = [lesson for path in arguments.data for lesson in lessons.load(path)][: arguments.limit or None]
     about = {
         "plan": asdict(plan), "reward": arguments.reward, "model": reader.fingerprint,

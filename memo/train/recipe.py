@@ -79,6 +79,7 @@ class Rewarding(Plan):
     most: int = 40  # tokens of a kind of clues
     samples: int = 6  # sets of clues a question
     temperature: float = 0.8
+    clue_weight: float = 1.0  # of all clues together where they are rewarded; the question has 1
     least_gain: float = 0.05  # reward of the best less that of the worst set, for a pair
     dpo: int = 0  # 1: DPO in place of the hinge
     margin: float = 1.0  # of the hinge

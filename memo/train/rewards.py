@@ -34,10 +34,17 @@ FIRST = 3  # passages that recall counts
 
 
 class Judge:
-    """Rewards the clues of a question by the passages they find in its lesson's documents."""
+    """Rewards the clues of a question by the passages they find in its lesson's documents.
 
-    def __init__(self, embedder: Embedder, generator: LocalGenerator, settings: Settings) -> None:
-        self.embedder, self.generator, self.settings = embedder, generator, settings
+    clue_weight: of all clues together, the question has 1. With the little weight that they have in answering hardly
+    any clue would change what is found, and there would be nothing to tell good ones by.
+    """
+
+    def __init__(
+        self, embedder: Embedder, generator: LocalGenerator, settings: Settings,
+        clue_weight: float = answers.CLUE_WEIGHT,
+    ) -> None:  # fmt: skip
+        self.embedder, self.generator, self.settings, self.clue_weight = embedder, generator, settings, clue_weight
 
     def passages(self, lesson: Lesson) -> list[Passage]:
         """Of all documents; a document's id is its number."""
@@ -49,7 +56,7 @@ class Judge:
         self, question: str, recalled: Sequence[Clue], passages: Sequence[Passage], vectors: Tensor
     ) -> list[Ranked]:
         """Passages, best first, by question and clues. vectors: (P, D) of the passages."""
-        queries = answers.clue_queries(question, recalled)
+        queries = answers.clue_queries(question, recalled, self.clue_weight)
         asked = torch.tensor(self.embedder.encode([query.texts[0] for query in queries]))
         rankings = []
         for query, similarity in zip(queries, asked @ vectors.T, strict=True):

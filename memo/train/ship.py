@@ -12,6 +12,7 @@ In: the folder of the last run. Out: a folder with
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ def stages(folder: Path) -> list[dict[str, Any]]:
         raise SettingsError(told, "Name the --out of a stage of training.") from error
     if len(log) < steps or not (folder / "weights.safetensors").exists():
         raise SettingsError(f"The run in {folder} is not finished.", "Start the same command again: it goes on.")
-    about = {"stage": folder.name, **run, "tokens": log[-1]["tokens"], "hours": round(log[-1]["seconds"] / 3600, 2)}
+    names = {key: re.sub(r"[^\s'\"\[,]*/", "", run[key]) for key in ("start", "data")}  # no folder of this machine
+    hours = round(log[-1]["seconds"] / 3600, 2)
+    about = {"stage": folder.name, **run, **names, "tokens": log[-1]["tokens"], "hours": hours}
     return [*(stages(Path(start).parent) if start else []), {**about, "log": curve(log)}]
 
 
