@@ -433,7 +433,7 @@ def test_wrong_use_is_told_in_one_line(tmp_path, folder, capsys):
     for data, more, told in (
         ("nowhere.jsonl", (), "nowhere.jsonl cannot be read"),
         ("bad.jsonl", (), "Line 1 of"),
-        ("lessons.jsonl", (), "3 lessons do not fill a step of 8"),
+        ("lessons.jsonl", (), "3 lessons do not fill a step of 4"),
         ("lessons.jsonl", ("--set", "window=0"), "window is 0"),
     ):
         capsys.readouterr()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from memo.errors import SettingsError
 from memo.evaluate.cli import at_least
 from memo.settings import Settings, from_environment
-from memo.train.recipe import REWARDS, Plan, Pretraining, Rewarding, Tuning, checked
+from memo.train.recipe import REWARDS, Plan, Pretraining, Rewarding, Tuning, checked, recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,6 +69,9 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     pairs.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     rlgf = stage("rlgf", "reward clues by what the generator makes of them")
     rlgf.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="pairs")
+    every = commands.add_parser("all", help="run the recipe that made the shipped weights; what is finished is kept")
+    every.add_argument("--data", required=True, metavar="DIR", help="the folder of all sets (see recipe.py)")
+    every.add_argument("--out", required=True, metavar="DIR", help="lessons, and a folder for each stage")
     ship = commands.add_parser("ship", help="make a finished run's weights a folder to publish")
     ship.add_argument("--run", type=Path, required=True, metavar="DIR", help="the --out of the last stage")
     ship.add_argument("--name", required=True, metavar="MODEL", help="whose memory weights they are")
@@ -102,7 +105,7 @@ def changed(plan: Plan, changes: Sequence[str]) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs one stage. Returns the exit status."""
-    makers = {"lessons": _lessons, "synthesize": _synthesize, "pairs": _pairs, "ship": _ship}
+    makers = {"all": _all, "lessons": _lessons, "synthesize": _synthesize, "pairs": _pairs, "ship": _ship}
     if arguments.stage in makers:
         return makers[arguments.stage](arguments)
     stages = {"pretrain": (_pretrain, Pretraining()), "sft": (_sft, Tuning()), "rlgf": (_rlgf, Rewarding())}
@@ -264,6 +267,17 @@ def _rlgf(settings: Settings, plan: Rewarding, arguments: argparse.Namespace) ->
         before = MemoryModel(reader.model, reader.tokenizer, copy.deepcopy(reader.weights).requires_grad_(False))
     losses = partial(rlgf.losses, reader, plan=plan, before=before)
     _train(reader, accelerator, rlgf.groups(reader, known, plan), losses, plan, arguments)
+
+
+def _all(arguments: argparse.Namespace) -> int:
+    parser = argparse.ArgumentParser()
+    add_parsers(parser)
+    for words in recipe(arguments.data, arguments.out):
+        command = parser.parse_args(words)
+        if not (command.out if command.stage == "lessons" else command.out / "weights.safetensors").exists():
+            print(f"memo train {' '.join(words)}")
+            run(command)
+    return 0
 
 
 def _ship(arguments: argparse.Namespace) -> int:

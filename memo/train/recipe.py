@@ -1,6 +1,6 @@
 """Every number of the training: the plans of the stages, and the recipe that made the shipped weights.
 
-In: nothing. Out: frozen dataclasses; the command line changes single fields of them.
+In: nothing, or folders. Out: frozen dataclasses; the command line changes single fields of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Plan:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0  # the gradient's norm at most
-    save_every: int = 50
+    save_every: int = 10
     seed: int = 0
 
 
@@ -33,13 +33,13 @@ class Plan:
 class Pretraining(Plan):
     """Next tokens and repeated stretches, see `pretrain`."""
 
-    steps: int = 400
+    steps: int = 340
     batch: int = 1
     micro: int = 1
     learning_rate: float = 1e-3
     window: int = 512
     windows: int = 8  # of a piece at most
-    least: int = 2  # of a piece at least
+    least: int = 3  # of a piece at least
     ratios: tuple[int, ...] = (2, 4, 8, 8, 16, 32)  # each window's is drawn from these
     parted: float = 0.3  # share of the batches whose pieces are read as several documents
     spans: int = 2  # stretches to repeat a window
@@ -53,8 +53,8 @@ class Pretraining(Plan):
 class Tuning(Plan):
     """SFT on lessons, see `sft`."""
 
-    steps: int = 400
-    batch: int = 8
+    steps: int = 100
+    batch: int = 4
     micro: int = 1  # lessons differ in length
     learning_rate: float = 3e-4
     window: int = 512
@@ -104,6 +104,30 @@ class Studying(Plan):
     asked: int = 32  # tokens of a question at most
     answered: int = 48  # tokens of an answer at most
     temperature: float = 0.8
+
+
+# What the shipped weights were made with: texts, with the tokens of each at most, and question sets for lessons
+TEXTS = (
+    "books:train@1500000", "court_opinions:train@400000", "fed:train@500000", "factbook:train@400000",
+    "us_speeches:train", "wikitext2:train@800000", "scisumm:train@500000", "cuad:train@400000", "qmsum:train@400000",
+    "fairytaleqa:train",
+)  # fmt: skip
+LESSONS = (
+    "2wiki --split train_small", "hotpotqa --split train_small", "musique --split train_small",
+    "squad --split train_part_v1.1 --context group --limit 1500",
+    "fairytaleqa --split train --context group --limit 1500", "qmsum --split train --context group --limit 400",
+)  # fmt: skip
+
+
+def recipe(data: str, out: str) -> list[list[str]]:
+    """The commands, in order: words behind `memo train`. data: the folder of all sets. out: of all runs."""
+    known = [f"{out}/{line.split()[0]}.jsonl" for line in LESSONS]
+    commands = [["pretrain", "--data", *(f"{data}/{text}" for text in TEXTS), "--out", f"{out}/pretrain"]]
+    for line, file in zip(LESSONS, known, strict=True):
+        name, *more = line.split()
+        commands.append(["lessons", "--data", f"{data}/{name}", *more, "--most", "1536", "--out", file])
+    start = f"{out}/pretrain/weights.safetensors"
+    return [*commands, ["sft", "--data", *known, "--start", start, "--out", f"{out}/sft"]]
 
 
 MAY_BE_ZERO = (
