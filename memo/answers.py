@@ -107,7 +107,8 @@ class Ask:
         hits = library.rank(every)
         rankings = [(query.label, query.weight, found) for query, found in zip(queries, hits, strict=False)]
         if leading:
-            rankings.append(("names", names.NAME_WEIGHT, names.ranking(leading, hits[len(queries) :])))
+            others = [hit for found in hits[: len(queries)] for hit in found]
+            rankings.append(("names", names.NAME_WEIGHT, names.ranking(leading, hits[len(queries) :], others)))
         if pointers and self.memory is not None:
             there = [document for document in self.memory.documents if document in library.documents]
             passages = [passage for document in there for passage in library.passages(document)]

@@ -50,6 +50,8 @@ def test_names_are_weighed_by_where_they_stand_and_by_what_the_question_has_of_t
     assert found["Vera Lindqvist"].score == pytest.approx(names.START)
     assert found["Low Water"].score == pytest.approx(names.START - 0.2 * names.NEAR - names.KNOWN / 2)
     assert found["Low Tide"].score == pytest.approx(names.START - names.KNOWN)
+    [alone] = names.read(question, [(hit("film", 0.7), "It was made by Vera.")])
+    assert alone.score == pytest.approx(names.START - names.ALONE)
     assert found["Vera Lindqvist"].sources == (Source("film", 40 + 34, 40 + 48),)
 
 
@@ -67,6 +69,14 @@ def test_a_ranking_takes_the_best_name_of_each_passage_and_has_a_floor():
     told = [(one["document"], one["clue"], one["similarity"]) for one in found]
     assert told == [("a", "Vera", pytest.approx(1.1)), ("b", "Low", pytest.approx(1.0)), ("c", "Low", names.NOTHING)]
     assert names.ranking([], []) == []
+
+
+def test_passages_of_the_document_that_a_name_was_read_in_share_the_best_of_them():
+    vera = Clue("Vera", "name", 0.6, (Source("film", 5, 9),))
+    others = [hit("film", 0.9, 0), hit("film", 0.2, 100), hit("b", 0.9)]
+    found = names.ranking([vera], [[hit("film", 0.5, 100), hit("a", 0.7)]], others)
+    told = {(one["document"], one["start"]): one["similarity"] for one in found}
+    assert told == {("a", 0): pytest.approx(1.3), ("film", 0): pytest.approx(1.1), ("film", 100): pytest.approx(1.1)}
 
 
 def test_a_passage_tells_which_name_led_to_it():
