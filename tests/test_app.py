@@ -23,6 +23,7 @@ from memo.ui import cards, exports, marks, texts
 from memo.ui.app import Visitors
 from memo.ui.ask import AskPage
 from memo.ui.board import Board, Column
+from memo.ui.layout import CLUES
 from memo.ui.visits import Row, Turn, Visit
 from memo.ui.warmup import Warmup
 
@@ -496,7 +497,7 @@ def test_search_again_takes_the_clues_as_they_were_left(visitors):
     board = visitor.visit.board
     rag = board.columns["rag"].answer
     board.clues = (Clue("kept as it is", "key", -1.0), Clue("reworded", "span", -1.0), Clue("switched off", "key"))
-    edits = [True, "kept as it is", True, "the oak blades", False, "switched off", *[True, ""] * 9]
+    edits = [True, "kept as it is", True, "the oak blades", False, "switched off", *[True, ""] * (CLUES - 3)]
     visitor.call("again", "a clue of my own", *edits)
     visitor.watch("watch_answers")
     used = board.columns["memorag"].answer.clues
