@@ -83,8 +83,8 @@ class Ask:
             [hits] = self.library.rank([Query("question", (self.question,))], depth=100)
             self.memory = memory.compose(dict.fromkeys(hit["document"] for hit in hits))
             if self.memory.left_out:
-                names = ", ".join(self.library.entry(d).name for d in self.memory.left_out)
-                self.notes.append(f"Not all memories fit the model together; left out as least relevant: {names}.")
+                left = ", ".join(self.library.entry(d).name for d in self.memory.left_out)
+                self.notes.append(f"Not all memories fit the model together; left out as least relevant: {left}.")
         return self.memory
 
     def names(self) -> tuple[Clue, ...]:
@@ -95,6 +95,13 @@ class Ask:
         [hits] = library.rank([Query("question", (self.question,))], names.READ)
         return names.read(self.question, [(hit, library.text_of(*_place(hit))) for hit in hits])
 
+    def _led(self, name: Clue) -> list[dict[str, Any]]:
+        """What a name finds in other documents than its own, and the nearest passage there."""
+        query, home = Query(name.text, (name.text,)), names.home_of(name)
+        [there] = self.library.rank([query], 1, [home])
+        [away] = self.library.rank([query], among=[one for one in self.library.documents if one != home])
+        return there + away
+
     def search(
         self, queries: Sequence[Query], pointers: bool = False, leading: Sequence[Clue] = ()
     ) -> PassagesFound:
@@ -103,12 +110,12 @@ class Ask:
         pointers: also where the question looked. leading: names to look up as well.
         """
         library = self.library
-        every = [*queries, *(Query(name.text, (name.text,)) for name in leading)]
-        hits = library.rank(every)
-        rankings = [(query.label, query.weight, found) for query, found in zip(queries, hits, strict=False)]
+        hits = library.rank(queries)
+        rankings = [(query.label, query.weight, found) for query, found in zip(queries, hits, strict=True)]
         if leading:
-            others = [hit for found in hits[: len(queries)] for hit in found]
-            rankings.append(("names", names.NAME_WEIGHT, names.ranking(leading, hits[len(queries) :], others)))
+            others = [hit for found in hits for hit in found]
+            led = [self._led(name) for name in leading]
+            rankings.append(("names", names.NAME_WEIGHT, names.ranking(leading, led, others)))
         if pointers and self.memory is not None:
             there = [document for document in self.memory.documents if document in library.documents]
             passages = [passage for document in there for passage in library.passages(document)]
@@ -172,7 +179,10 @@ def memorag(ask: Ask) -> Steps:
     recalled = dict(zip(prompts, streams, strict=False))
     ask.looked = recalled["draft"].looked
     if ask.edited is None:
-        ask.clues = (*recall.collect(recalled, ask.question, memory), *ask.names())
+        leading_on = ask.names()
+        known = {recall.key_of(name.text) for name in leading_on}
+        found = recall.collect(recalled, ask.question, memory)
+        ask.clues = (*(clue for clue in found if recall.key_of(clue.text) not in known), *leading_on)
     else:
         ask.clues = ask.edited
     yield CluesRecalled(ask.clues, final=True)

@@ -134,7 +134,8 @@ def print_answer(answer: Answer, names: dict[str, str]) -> None:
     """An answer for reading: clues, the answer with its citations numbered, the cited passages."""
     print(f"\n[{answer.strategy}]")
     for clue in answer.clues:
-        print(f"  clue ({clue.kind}, {clue.score:.2f}): {clue.text}")
+        score = "" if clue.kind == "name" else f", {clue.score:.2f}"
+        print(f"  clue ({clue.kind}{score}): {clue.text}")
     text, number = "", 0
     position = 0
     for number, citation in enumerate(answer.citations, start=1):

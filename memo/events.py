@@ -25,12 +25,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Clue:
-    """Something recalled from memory.
+    """Something recalled from memory, or read where the question leads.
 
     kind: "span" (a stretch of text), "question" (a simpler question to look up), "draft" (an answer from memory),
     "key" (a key point), "name" (a name that leads on, see `memo.names`), "own" (written by the person).
     score: mean log-probability of its tokens (nats); of a name its strength.
-    sources: where in the memory its tokens looked, strongest first; of a name where it stands.
+    sources: where in the memory its tokens looked, strongest first; of a name the sentence it stands in.
     """
 
     text: str

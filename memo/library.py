@@ -166,9 +166,13 @@ class Library:
         text = self.text(document)
         return [Passage(document, start, end, page, text[start:end]) for start, end, page in about["passages"]]
 
-    def rank(self, queries: Sequence[Query], depth: int = DEPTH) -> list[list[dict[str, Any]]]:
+    def rank(
+        self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None
+    ) -> list[list[dict[str, Any]]]:
         """`PassageIndex.rank` over the documents that are ready: one that is being put in is not to be found yet."""
-        return self.index.rank(queries, depth, list(self.documents) if self._making else None)
+        if among is None and self._making:
+            among = list(self.documents)
+        return self.index.rank(queries, depth, among)
 
     def find(self, name: str) -> Entry:
         """A document by its id or its name.

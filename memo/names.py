@@ -12,16 +12,19 @@ passage on her. So names that the question has not, in passages that it is near 
 
 with s the similarity of query and passage and p_n the passage a name was read in. A name leads to other documents: the
 passages of its own share it, so they all have the best s(n, p) among them, and keep the order that the question gives
-them. Source: ours; the same thought as in iterative retrieval (arXiv 2009.12756).
+them. Of each name its nearest passages are known, the others count as NOTHING. Source: ours; the same thought as in
+iterative retrieval (arXiv 2009.12756).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import dropwhile, pairwise
 from typing import Any
 
 from memo.events import Clue, Source
+from memo.passages import sentences
 
 # Chosen on train splits: 2wiki, hotpotqa, musique; squad and fairytaleqa, several of their documents together
 START, NEAR, KNOWN, ALONE, NOTHING = 0.63, 2.05, 0.5, 0.1, 0.85
@@ -29,57 +32,71 @@ NAME_WEIGHT = 1.0  # of all names together; the question's own ranking has 1
 READ = 12  # passages whose names are read
 NAMES = 6  # that are looked up
 
-_WORD = re.compile(r"\w[\w'’&.-]*")
-_FIRST = re.compile(r"(?:^|[.!?:\n])[\s\"'“‘(]*$")  # what stands before the first word of a sentence
-_BETWEEN = ("of", "the", "de")  # stay inside a name, two at most: "Order of the Garter"
+_WORD = re.compile(r"[^\W_]+(?:['’&.-][^\W_]+)*")
+_GAP = re.compile(r"\.?\s")  # "J. Doe", and a line that was broken within a name
+_BETWEEN = {"of", "the", "de", "da", "del", "der", "van", "von"}  # inside a name, two at most: "Order of the Garter"
+_OWN = re.compile(r"['’]s$")
 
 
-def spans(text: str) -> list[tuple[int, int]]:
-    """Characters of each name: words that begin with a capital, side by side. None in scripts without capitals."""
-    words, found, first = list(_WORD.finditer(text)), [], 0
+def runs(text: str) -> Iterator[tuple[tuple[int, int], list[re.Match[str]], bool]]:
+    """Words with a capital, side by side: the sentence they stand in, the words, whether they begin it.
 
-    def joined(one: int, other: int) -> bool:
-        """Whether another capital follows, behind nothing but a space; a full stop ends a name, that of "J." not."""
-        between = [word[0] for word in words[one + 1 : other]]
-        if other >= len(words) or not words[other][0][0].isupper() or not set(between) <= set(_BETWEEN):
-            return False
-        stops = words[one][0].endswith(".") and len(words[one][0]) > 2
-        return not stops and text[words[one].end() : words[other].start()] == " ".join(["", *between, ""])
-
-    while first < len(words):
-        last = first
-        if words[first][0][0].isupper():
-            while step := next((step for step in (1, 2, 3) if joined(last, last + step)), 0):
+    None in scripts without capitals.
+    """
+    for sentence in sentences(text):
+        words, first = list(_WORD.finditer(text, *sentence)), 0
+        while first < len(words):
+            last = first
+            while step := next((n for n in (1, 2, 3) if _joined(text, words[last : last + n + 1], n)), 0):
                 last += step
-            found.append((words[first].start(), words[last].start() + len(words[last][0].rstrip(".-'’"))))
-        first = last + 1
-    return found
+            if _capital(words[first]):
+                yield sentence, words[first : last + 1], first == 0
+            first = last + 1
+
+
+def _capital(word: re.Match[str]) -> bool:
+    return word[0][0].isupper() and word[0] != "I"
+
+
+def _joined(text: str, words: Sequence[re.Match[str]], apart: int) -> bool:
+    """Whether the first of these words and the last, so far apart, belong to one name."""
+    if len(words) <= apart or not (_capital(words[0]) and _capital(words[-1])):
+        return False
+    gaps = all(_GAP.fullmatch(text, one.end(), other.start()) for one, other in pairwise(words))
+    return gaps and all(word[0] in _BETWEEN for word in words[1:-1])
 
 
 def read(question: str, passages: Sequence[tuple[dict[str, Any], str]]) -> tuple[Clue, ...]:
-    """The strongest names in some passages, as clues whose score is their strength. passages: (hit, text), best first.
+    """The strongest names in some passages, as clues whose score is their strength and whose source is their sentence.
 
-    A word that stands elsewhere in these passages without its capital ("The") begins no name, and one that only begins
-    a sentence ("Here") is none.
+    passages: (hit, text), best first. A capital says nothing at the beginning of a sentence: there a word that stands
+    elsewhere in these passages without it ("The") belongs to no name, and a single word ("Here") is none.
     """
     passages = passages[:READ]
-    plain = {word for _, text in passages for word in _WORD.findall(text) if word[0].islower()}
-    asked = {word.casefold() for word in _words(question)}
+    plain = {word[0] for _, text in passages for word in _WORD.finditer(text) if word[0][0].islower()}
+    asked = set(_words(question))
     best: dict[str, Clue] = {}
     for hit, text in passages:
         near = NEAR * (hit["similarity"] - passages[0][0]["similarity"])
-        for start, end in spans(text):
-            while (word := _WORD.match(text, start, end)) and word[0].lower() in plain:
-                start = word.end() + (word.end() < end)
-            words = _words(text[start:end])
-            key = " ".join(words).casefold()
-            if len(key) < 3 or key in best or (len(words) == 1 and _FIRST.search(text, 0, start)):
+        for (begin, stop), words, first in runs(text):
+            if first and (len(words) == 1 or words[0][0].lower() in plain):
+                words = list(dropwhile(lambda word: not _capital(word), words[1:]))
+            if not words:
                 continue
-            known = sum(word.casefold() in asked for word in words) / len(words)
-            place = Source(hit["document"], hit["start"] + start, hit["start"] + end)
-            strength = START + near - KNOWN * known - ALONE * (len(words) == 1)
-            best[key] = Clue(text[start:end], "name", strength, (place,))
+            name = _OWN.sub("", text[words[0].start() : words[-1].end()])
+            parts = _words(name)
+            key = " ".join(parts)
+            if len(key) < 3 or key in best:
+                continue
+            known = sum(part in asked for part in parts) / len(parts)
+            strength = START + near - KNOWN * known - ALONE * (len(parts) == 1)
+            sentence = Source(hit["document"], hit["start"] + begin, hit["start"] + stop)
+            best[key] = Clue(" ".join(name.split()), "name", strength, (sentence,))
     return tuple(sorted(best.values(), key=lambda clue: -clue.score)[:NAMES])
+
+
+def _words(text: str) -> list[str]:
+    return [_OWN.sub("", word).casefold() for word in _WORD.findall(text)]
 
 
 def ranking(
@@ -87,11 +104,11 @@ def ranking(
 ) -> list[dict[str, Any]]:
     """One ranking from what looking up each name found; each passage carries the name that leads to it, as `clue`.
 
-    others: what was found otherwise.
+    found: of each name passages of other documents, and the nearest of its own. others: what was found otherwise.
     """
     best: dict[tuple[str, int], dict[str, Any]] = {}
     for name, hits in zip(names, found, strict=True):
-        home = name.sources[0].document if name.sources else ""
+        home = home_of(name)
         nearest = max((hit["similarity"] for hit in hits if hit["document"] == home), default=0.0)
         own = [{**hit, "similarity": nearest} for hit in (*others, *hits) if hit["document"] == home]
         for hit in (*own, *(hit for hit in hits if hit["document"] != home)):
@@ -102,5 +119,6 @@ def ranking(
     return [{**hit, "similarity": max(NOTHING, hit["similarity"])} for hit in order]
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip(".-'’") for word in _WORD.findall(text)]
+def home_of(name: Clue) -> str:
+    """The document that a name was read in."""
+    return name.sources[0].document if name.sources else ""

@@ -4,7 +4,8 @@ In: passages to index; later, weighted queries and pointers. Out: `Found` passag
 order, each with its score and what found it.
 
 Fusion is by similarity: score(p) = sum over rankings r of w_r s_r(p) / sum of w_r, with s_r the cosine similarity of
-query and passage (or another figure up to 1). Ranks alone would forget how much better the first is than the second.
+query and passage (or another figure of that size). Ranks alone would forget how much better the first is than the
+second.
 """
 
 from __future__ import annotations

@@ -496,13 +496,15 @@ def test_search_again_takes_the_clues_as_they_were_left(visitors):
     visitor.watch("watch_answers")
     board = visitor.visit.board
     rag = board.columns["rag"].answer
-    board.clues = (Clue("kept as it is", "key", -1.0), Clue("reworded", "span", -1.0), Clue("switched off", "key"))
-    edits = [True, "kept as it is", True, "the oak blades", False, "switched off", *[True, ""] * (CLUES - 3)]
+    board.clues = (Clue("kept as it is", "key", -1.0), Clue("reworded", "span", -1.0), Clue("switched off", "key"),
+                   Clue("York", "name", 0.5))  # fmt: skip
+    edits = [True, "kept as it is", True, "the oak blades", False, "switched off", True, "New York"]
+    edits += [True, ""] * (CLUES - 4)
     visitor.call("again", "a clue of my own", *edits)
     visitor.watch("watch_answers")
     used = board.columns["memorag"].answer.clues
     assert [(clue.text, clue.kind) for clue in used] == [
-        ("kept as it is", "key"), ("the oak blades", "own"), ("a clue of my own", "own"),
+        ("kept as it is", "key"), ("the oak blades", "own"), ("New York", "name"), ("a clue of my own", "own"),
     ]  # fmt: skip
     assert board.columns["rag"].answer is rag and len(visitor.visit.turns) == 1
     assert "the oak blades" in visitor.call("as_markdown")

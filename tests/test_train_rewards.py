@@ -70,16 +70,18 @@ def test_without_clues_passages_rank_by_similarity_to_the_question(judge, passag
     assert {one.found_by for one in ranking} == {("question",)}
 
 
-def test_clues_count_beside_the_question_a_tenth_together(judge, passages):
+@pytest.mark.parametrize("weight", [1.0, 0.1])
+def test_clues_count_beside_the_question_with_a_weight_together(judge, passages, weight):
+    judge.clue_weight = weight
     recalled = [Clue("stone by stone", "span"), Clue("the flood took a bridge", "draft")]
     ranking = judge.ranked("Tell of the mill?", recalled, passages, vectors_of(judge, passages))
     score = [
-        cosine("Tell of the mill?", one.text) + 0.1 * sum(cosine(clue.text, one.text) for clue in recalled) / 2
+        cosine("Tell of the mill?", one.text) + weight * sum(cosine(clue.text, one.text) for clue in recalled) / 2
         for one in passages
     ]
     order = order_of(ranking, passages)
     assert [score[i] for i in order] == pytest.approx(sorted(score, reverse=True), abs=1e-6)
-    assert [one.score for one in ranking] == pytest.approx([score[i] / 1.1 for i in order], abs=1e-4)
+    assert [one.score for one in ranking] == pytest.approx([score[i] / (1 + weight) for i in order], abs=1e-4)
     without = judge.ranked("Tell of the mill?", (), passages, vectors_of(judge, passages))
     assert order != order_of(without, passages)
     [stones] = [one for one in ranking if passages[5].start == one.hit["start"] and one.hit["document"] == "2"]

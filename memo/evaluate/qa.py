@@ -205,7 +205,7 @@ def batch_rows(
 
 
 def _row(task: Task) -> dict[str, Any]:
-    """What is kept of a task: everything that metrics need, and no text of a document."""
+    """What is kept of a task: everything that metrics need, and of the documents no text but what clues quote."""
     ask, question = task.ask, task.question
     row: dict[str, Any] = {"question": question.id, "strategy": task.strategy}
     if task.error:

@@ -28,8 +28,8 @@ TOLD = {  # what each strategy gets, beside the same generator, answer prompt, b
     "rq_rag": "passages by the question and up to three simpler questions, fused with"
     " the same weight, which was not tuned (after arXiv 2404.00610, untrained)",
     "memory_only": "the memory of the documents and the question, no passages",
-    "rag-names": "rag, and the names that lead on from what it finds (memo.names), without a memory: memorag less this"
-    " is what the memory adds",
+    "rag-names": "rag, and the names that lead on from what it finds (memo.names, chosen on train splits), but"
+    " no memory: memorag less this is what the memory adds",
     "memorag": "passages by the question, the clues recalled from memory, where in it the question looked and the names"
     " that lead on, fused with weights chosen on train splits; once for each library it also reads a neutral question,"
     " not counted",

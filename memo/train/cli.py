@@ -138,7 +138,8 @@ def _train(
     """The loop, over what a stage has prepared."""
     from memo.train import loop
 
-    about = {"model": reader.fingerprint, "start": str(arguments.start or ""), "data": str(arguments.data)}
+    data = arguments.data if isinstance(arguments.data, list) else [arguments.data]
+    about = {"model": reader.fingerprint, "start": str(arguments.start or ""), "data": list(map(str, data))}
     loop.train(reader.weights, groups, losses, plan, arguments.out, about, accelerator, Progress(plan))
 
 
@@ -274,9 +275,10 @@ def _all(arguments: argparse.Namespace) -> int:
     add_parsers(parser)
     for words in recipe(arguments.data, arguments.out):
         command = parser.parse_args(words)
-        if not (command.out if command.stage == "lessons" else command.out / "weights.safetensors").exists():
-            print(f"memo train {' '.join(words)}")
-            run(command)
+        if command.stage == "lessons" and command.out.exists():
+            continue
+        print(f"memo train {' '.join(words)}")
+        run(command)  # a stage that is finished looks whether it is the same, and ends
     return 0
 
 

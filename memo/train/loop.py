@@ -154,6 +154,7 @@ def train(
     if main and state["step"] == plan.steps:
         save_file(_tensors(weights), folder / ".weights.tmp")
         (folder / ".weights.tmp").replace(folder / "weights.safetensors")
+    accelerator.wait_for_everyone()  # the next stage begins with them
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def make(tokens: TokenFile, drawn_pieces: list[Piece], plan: Pretraining, draw: 
     begins = [i == 0 or (parted and draw.random() < 0.5) for i in range(windows)]
     begins[-1] = windows == 1  # one window at least goes on, else there would be no next token after a memory
     span = draw.randint(*plan.span)
-    kept = windows - (not plan.through)  # windows that are memorized
+    kept = plan.kept(windows)
     spans = [[draw.randrange(kept * plan.window - span + 1) for _ in range(plan.spans * kept)] for _ in drawn_pieces]
     return Batch(ids, plan.window, ratios, tuple(begins), torch.tensor(spans), span, draw.randint(*plan.given))
 
@@ -133,7 +133,7 @@ def losses(reader: MemoryModel, batch: Batch, plan: Pretraining) -> dict[str, Te
     """`loss`, what is minimized, and its parts, per text. (B,) each"""
     ids, device = batch.ids.to(reader.device), reader.device
     windows = ids.split(batch.window, dim=1)
-    kept = len(windows) - (not plan.through)
+    kept = plan.kept(len(windows))
     slots, surprises = read(reader, windows[:kept], batch.ratios[:kept], batch.begins[:kept], bool(plan.through))
     found: dict[str, Tensor] = {}
     if plan.next_weight and not plan.through:

@@ -48,6 +48,10 @@ class Pretraining(Plan):
     next_weight: float = 0.5  # of the next-token loss; the repeated stretches have 1
     through: int = 0  # 1: gradients through the text's own reading too, and the next-token loss of every window
 
+    def kept(self, windows: int) -> int:
+        """How many windows of a piece are memorized: where its last one is only predicted, all but that."""
+        return windows - (not self.through and self.next_weight > 0)
+
 
 @dataclass(frozen=True)
 class Tuning(Plan):
@@ -155,7 +159,7 @@ def checked(plan: Plan) -> Any:
     if plan.batch % plan.micro:
         raise SettingsError(f"A batch of {plan.batch} is no multiple of micro, {plan.micro}.")
     if isinstance(plan, Pretraining):
-        kept = plan.least - (not plan.through)  # windows that are memorized
+        kept = plan.kept(plan.least)
         if not plan.given[0] <= plan.given[1] < plan.span[0] <= plan.span[1] <= kept * plan.window:
             told = f"given {plan.given}, span {plan.span} and {kept} windows of {plan.window} do not go together."
             raise SettingsError(told, "Each must be at most the next: given, span, what is read of the shortest piece.")

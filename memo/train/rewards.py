@@ -37,12 +37,12 @@ class Judge:
     """Rewards the clues of a question by the passages they find in its lesson's documents.
 
     clue_weight: of all clues together, the question has 1. With the little weight that they have in answering hardly
-    any clue would change what is found, and there would be nothing to tell good ones by.
+    any clue would change what is found, and there would be nothing to tell good ones by; nor do names lead on here.
     """
 
     def __init__(
         self, embedder: Embedder, generator: LocalGenerator, settings: Settings,
-        clue_weight: float = answers.CLUE_WEIGHT,
+        clue_weight: float = 1.0,
     ) -> None:  # fmt: skip
         self.embedder, self.generator, self.settings, self.clue_weight = embedder, generator, settings, clue_weight
 

@@ -12,7 +12,6 @@ In: the folder of the last run. Out: a folder with
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
 from memo.errors import SettingsError
+from memo.evaluate.hub import is_hub
 from memo.evaluate.record import commit, processor
 from memo.train.loop import START
 
@@ -45,7 +45,8 @@ def stages(folder: Path) -> list[dict[str, Any]]:
         raise SettingsError(told, "Name the --out of a stage of training.") from error
     if len(log) < steps or not (folder / "weights.safetensors").exists():
         raise SettingsError(f"The run in {folder} is not finished.", "Start the same command again: it goes on.")
-    names = {key: re.sub(r"[^\s'\"\[,]*/", "", run[key]) for key in ("start", "data")}  # no folder of this machine
+    # no folder of this machine
+    names = {"start": Path(start).parent.name, "data": [one if is_hub(one) else Path(one).name for one in run["data"]]}
     hours = round(log[-1]["seconds"] / 3600, 2)
     about = {"stage": folder.name, **run, **names, "tokens": log[-1]["tokens"], "hours": hours}
     return [*(stages(Path(start).parent) if start else []), {**about, "log": curve(log)}]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import wraps
 from inspect import isasyncgenfunction
 from typing import Any
@@ -231,7 +232,10 @@ class AskPage(Painter):
         for index, clue in enumerate(board.clues[:CLUES]):
             use, text = edits[2 * index], " ".join(str(edits[2 * index + 1] or "").split())[:500]
             if use and text:
-                yield clue if text == " ".join(clue.text.split()) else Clue(text, "own")
+                if text == " ".join(clue.text.split()):
+                    yield clue
+                else:  # a name leads on however it is written
+                    yield replace(clue, text=text) if clue.kind == "name" else Clue(text, "own")
 
     async def watch_answers(self, token: str, request: gr.Request) -> AsyncIterator[Updates]:
         visit, drawn = self.visit(token, request), Drawn()

@@ -114,11 +114,11 @@ def figures(language: str, row: Row) -> str:
 def clue_origin(visit: Visit, clue: Clue, number: int) -> str:
     """Which clue it is and of what kind, how sure the model was, and where in the documents it looked."""
     language = visit.language
-    title = esc(say(language, "clue_score.help"))
-    score = esc(say(language, "clue_score", score=f"{clue.score:.2f}"))
     kind = esc(say(language, "clue.number", number=number, kind=say(language, f"kind.{clue.kind}")))
     head = f'<span class="kind">{kind}</span>'
     if clue.kind != "name":  # which was read, not generated
+        title = esc(say(language, "clue_score.help"))
+        score = esc(say(language, "clue_score", score=f"{clue.score:.2f}"))
         head += f'<span class="score" title="{title}">{score}</span>'
     return f'<div class="origin"><p class="head">{head}</p>{sources(visit, clue)}</div>'
 

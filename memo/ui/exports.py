@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 import memo
-from memo.events import Answer
+from memo.events import Answer, Clue
 from memo.ui.visits import Visit
 
 
@@ -47,6 +47,11 @@ def as_markdown(visit: Visit) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def _clue(clue: Clue) -> str:
+    score = "" if clue.kind == "name" else f" ({clue.score:.2f})"
+    return f"- {clue.kind}{score}: {_line(clue.text)}"
+
+
 def _line(text: str) -> str:
     """One line that cannot begin a block of its own, nor HTML."""
     return " ".join(text.split()).replace("<", "&lt;")
@@ -64,7 +69,7 @@ def _answer(visit: Visit, answer: Answer) -> list[str]:
         out += ["Stopped before its end.", ""]
     out += [f"*Note: {_line(note)}*\n" for note in answer.notes]
     if answer.clues:
-        out += ["Clues:", "", *(f"- {clue.kind} ({clue.score:.2f}): {_line(clue.text)}" for clue in answer.clues), ""]
+        out += ["Clues:", "", *map(_clue, answer.clues), ""]
     for number, found in enumerate(answer.passages, 1):
         name, page, _ = visit.place(found.document, found.start)
         where = f"{_line(name) or found.document}{f', page {page}' if page else ''}"
