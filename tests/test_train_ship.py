@@ -25,13 +25,16 @@ class One:
         return 1
 
 
+DATA = ["/home/my user/sets/books:train", "hub:org/name:train@900", "/a/it's/lessons.jsonl"]
+
+
 def ran(folder, weights, start="", steps=3, until=None):
     """A run that pulls the vector towards 1."""
 
     def losses(_):
         return {"loss": ((weights.vector - 1) ** 2).sum()[None]}
 
-    about = {"model": "m", "start": str(start), "data": "['books:train']"}
+    about = {"model": "m", "start": str(start), "data": DATA}
     plan = Plan(**vars(PLAN) | {"steps": steps})
     loop.train(weights, lambda step: [One()], losses, plan, folder, about, Accelerator(cpu=True), until=until)
     return folder
@@ -61,6 +64,9 @@ def test_every_stage_of_the_chain_is_told(tmp_path, model):
     ship.ship(last, tmp_path / "out", "tiny", "Books, public domain.", "| recovery | .9 |")
     told = json.loads((tmp_path / "out" / "training.json").read_text())
     assert [(one["stage"], one["tokens"]) for one in told] == [("pretrain", 910), ("sft", 21)]
+    assert [one["start"] for one in told] == ["", "pretrain"]
+    assert told[0]["data"] == ["books:train", "hub:org/name:train@900", "lessons.jsonl"]
+    assert not any(str(tmp_path) in path.read_text() for path in (tmp_path / "out").glob("*.[jm][sd]*"))
     logged = [json.loads(line) for line in (first / "log.jsonl").read_text().splitlines()]
     points = told[0]["log"]
     assert len(points) <= ship.POINTS and points[-1]["step"] == 130
