@@ -124,7 +124,10 @@ LESSONS = (
 
 
 def recipe(data: str, out: str) -> list[list[str]]:
-    """The commands, in order: words behind `memo train`. data: the folder of all sets. out: of all runs."""
+    """The commands, in order: words behind `memo train`. data: the folder of all sets. out: of all runs.
+
+    The weights that are shipped say in their card after which of them they were taken.
+    """
     known = [f"{out}/{line.split()[0]}.jsonl" for line in LESSONS]
     commands = [["pretrain", "--data", *(f"{data}/{text}" for text in TEXTS), "--out", f"{out}/pretrain"]]
     for line, file in zip(LESSONS, known, strict=True):
