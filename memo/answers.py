@@ -93,7 +93,8 @@ class Ask:
         if len(library.documents) < 2:
             return ()
         [hits] = library.rank([Query("question", (self.question,))], names.READ)
-        return names.read(self.question, [(hit, library.text_of(*_place(hit))) for hit in hits])
+        texts = [library.text_of(hit["document"], hit["start"], hit["end"]) for hit in hits]
+        return names.read(self.question, list(zip(hits, texts, strict=True)))
 
     def _led(self, name: Clue) -> list[dict[str, Any]]:
         """What a name finds in other documents than its own, and the nearest passage there."""
@@ -102,9 +103,7 @@ class Ask:
         [away] = self.library.rank([query], among=[one for one in self.library.documents if one != home])
         return there + away
 
-    def search(
-        self, queries: Sequence[Query], pointers: bool = False, leading: Sequence[Clue] = ()
-    ) -> PassagesFound:
+    def search(self, queries: Sequence[Query], pointers: bool = False, leading: Sequence[Clue] = ()) -> PassagesFound:
         """Looks the queries up, fuses the rankings, keeps what fits.
 
         pointers: also where the question looked. leading: names to look up as well.
@@ -143,10 +142,6 @@ class Ask:
             shown.append(f"[{place}]\n{found.text.strip()}")
         user = ASK.format(passages="\n\n".join(shown), question=self.question)
         return self.prompt(SYSTEM, user, self.settings.answer_tokens)
-
-
-def _place(hit: dict[str, Any]) -> tuple[str, int, int]:
-    return hit["document"], hit["start"], hit["end"]
 
 
 def leading(clues: Sequence[Clue]) -> list[Clue]:
