@@ -136,7 +136,7 @@ def losses(reader: MemoryModel, batch: Batch, plan: Pretraining) -> dict[str, Te
     kept = plan.kept(len(windows))
     slots, surprises = read(reader, windows[:kept], batch.ratios[:kept], batch.begins[:kept], bool(plan.through))
     found: dict[str, Tensor] = {}
-    if plan.next_weight and not plan.through:
+    if kept < len(windows):
         found["next"] = last_loss(reader, slots, windows[-1])
     elif plan.next_weight and (after := next_loss(surprises, batch.begins)) is not None:
         found["next"] = after
