@@ -29,6 +29,7 @@ from memo.passages import Passage, split
 from memo.search import DEPTH, Ranked, fuse, place_of, within
 from memo.settings import Settings
 from memo.train.lessons import Asked, Lesson
+from memo.train.recipe import Rewarding
 
 FIRST = 3  # passages that recall counts
 
@@ -42,7 +43,7 @@ class Judge:
 
     def __init__(
         self, embedder: Embedder, generator: LocalGenerator, settings: Settings,
-        clue_weight: float = 1.0,
+        clue_weight: float = Rewarding.clue_weight,
     ) -> None:  # fmt: skip
         self.embedder, self.generator, self.settings, self.clue_weight = embedder, generator, settings, clue_weight
 
