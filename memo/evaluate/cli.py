@@ -1,4 +1,4 @@
-"""The command line of the measurements: `python -m memo evaluate qa | memory | speed | report`.
+"""The command line of the measurements: `python -m memo evaluate qa | memory | clues | speed | report`.
 
 In: arguments. Out: rows on the terminal, JSON to `--out` (with the machine, the command, the commit and the date), and
 beside it `<out>.rows.jsonl`: what is done already, so that a killed run goes on where it was.
@@ -7,6 +7,7 @@ beside it `<out>.rows.jsonl`: what is done already, so that a killed run goes on
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -73,6 +74,12 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     memory.add_argument("--windows", default="256,512,1024,2048", metavar="A,B,…")
     memory.add_argument("--lengths", default="1024,4096,7680,16384,65536", metavar="A,B,…", help="tokens of text")
     memory.add_argument("--documents", default="1,2,4,8,16", metavar="A,B,…", help="composed together")
+    clues = command("clues", "measure what several memory weights recall for the same questions")
+    clues.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE.jsonl", help="lessons")
+    clues.add_argument("--weights", nargs="+", required=True, metavar="NAME=PATH",
+                       help='memory weights and what to call them; PATH "untrained" for none')  # fmt: skip
+    clues.add_argument("--limit", type=at_least(0), default=0, metavar="N",
+                       help="lessons of a file at most (default 0: all)")  # fmt: skip
     speed = command("speed", "measure speed, as ratios within one process")
     speed.add_argument("--text", type=Path, metavar="FILE", help="a long text (default: the examples)")
     speed.add_argument("--repeats", type=at_least(1), default=3, help="rounds that count (default 3)")
@@ -184,6 +191,47 @@ def run_memory(chosen: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def run_clues(chosen: argparse.Namespace) -> dict[str, Any]:
+    from memo.attention import MemoryWeights
+    from memo.evaluate import clues
+    from memo.generate import LocalGenerator
+    from memo.memory import MemoryModel
+    from memo.models import UNTRAINED, Models
+    from memo.train import lessons
+    from memo.train.rewards import Judge
+
+    named = [text.partition("=") for text in chosen.weights]
+    if not all(map(all, named)):
+        raise SettingsError("--weights must be NAME=PATH, each of them.")
+    for names in ([name for name, _, _ in named], [path.stem for path in chosen.data]):
+        if len(set(names)) < len(names):
+            raise SettingsError("A name stands twice.", "Weights and files of lessons are told apart by their names.")
+    settings = replace(from_environment(), memory_weights=UNTRAINED)
+    models = Models(settings)
+    plain = models.memory_model()
+    readers = {
+        name: MemoryModel(
+            plain.model, plain.tokenizer,
+            None if path == UNTRAINED else MemoryWeights.load(Path(path), plain.model),
+        )
+        for name, _, path in named
+    }  # fmt: skip
+    sets = {path.stem: lessons.load(path)[: chosen.limit or None] for path in chosen.data}
+    judge = Judge(models.embedder(), LocalGenerator(plain, ""), settings)
+    what = {
+        "model": plain.fingerprint, "embedder": judge.embedder.name, "clue_weight": judge.clue_weight,
+        "ratio": settings.ratio, "window": settings.window, "passage_tokens": settings.passage_tokens,
+        "clue_tokens": settings.clue_tokens, "answer_tokens": settings.answer_tokens,
+        "lessons": {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in chosen.data},
+    }  # fmt: skip
+    rows = rows_of(chosen.out, {"measure": "clues", **what})
+    fingerprints = {name: reader.weights_fingerprint for name, reader in readers.items()}
+    results = clues.evaluate(sets, readers, judge, settings, rows, tell)
+    for name, found in results["weights"].items():
+        tell({"weights": name} | {metric: value["mean"] for metric, value in found["all"].items()})
+    return {"what": {**what, "weights": fingerprints}, **results}
+
+
 def run_speed(chosen: argparse.Namespace) -> dict[str, Any]:
     from memo.evaluate import speed
     from memo.models import Models
@@ -225,7 +273,7 @@ def run(chosen: argparse.Namespace) -> int:
         print(f"Wrote {chosen.results / 'RESULTS.md'}.")
         return 0
     check_out(chosen.out)
-    results = {"qa": run_qa, "memory": run_memory, "speed": run_speed}[chosen.measure](chosen)
+    results = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "speed": run_speed}[chosen.measure](chosen)
     write(chosen.out, results, "memo")
     print(f"Wrote {chosen.out}.")
     return 0

@@ -68,7 +68,7 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
                        help="another number in the plan of rlgf (memo/train/recipe.py)")  # fmt: skip
     pairs.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     rlgf = stage("rlgf", "reward clues by what the generator makes of them")
-    rlgf.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="pairs")
+    rlgf.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE.jsonl", help="pairs")
     every = commands.add_parser("all", help="run the recipe that made the shipped weights; what is finished is kept")
     every.add_argument("--data", required=True, metavar="DIR", help="the folder of all sets (see recipe.py)")
     every.add_argument("--out", required=True, metavar="DIR", help="lessons, and a folder for each stage")
@@ -138,8 +138,8 @@ def _train(
     """The loop, over what a stage has prepared."""
     from memo.train import loop
 
-    data = arguments.data if isinstance(arguments.data, list) else [arguments.data]
-    about = {"model": reader.fingerprint, "start": str(arguments.start or ""), "data": list(map(str, data))}
+    data = list(map(str, arguments.data))
+    about = {"model": reader.fingerprint, "start": str(arguments.start or ""), "data": data}
     loop.train(reader.weights, groups, losses, plan, arguments.out, about, accelerator, Progress(plan))
 
 
@@ -261,7 +261,7 @@ def _rlgf(settings: Settings, plan: Rewarding, arguments: argparse.Namespace) ->
     from memo.memory import MemoryModel
     from memo.train import rlgf, setup
 
-    known = rlgf.load(arguments.data)
+    known = [pair for path in arguments.data for pair in rlgf.load(path)]
     reader, accelerator = setup.reader(settings, arguments.start)
     before = None
     if plan.dpo:

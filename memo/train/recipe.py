@@ -121,6 +121,8 @@ LESSONS = (
     "squad --split train_part_v1.1 --context group --limit 1500",
     "fairytaleqa --split train --context group --limit 1500", "qmsum --split train --context group --limit 400",
 )  # fmt: skip
+# lessons of each set from which clues are sampled for pairs; those of a long document have several questions
+PAIRED = {"2wiki": 60, "hotpotqa": 60, "musique": 60, "squad": 10, "fairytaleqa": 10, "qmsum": 20}
 
 
 def recipe(data: str, out: str) -> list[list[str]]:
@@ -133,8 +135,13 @@ def recipe(data: str, out: str) -> list[list[str]]:
     for line, file in zip(LESSONS, known, strict=True):
         name, *more = line.split()
         commands.append(["lessons", "--data", f"{data}/{name}", *more, "--most", "1536", "--out", file])
-    start = f"{out}/pretrain/weights.safetensors"
-    return [*commands, ["sft", "--data", *known, "--start", start, "--out", f"{out}/sft"]]
+    pretrained, tuned = f"{out}/pretrain/weights.safetensors", f"{out}/sft/weights.safetensors"
+    commands.append(["sft", "--data", *known, "--start", pretrained, "--out", f"{out}/sft"])
+    paired = [f"{out}/pairs-{name}.jsonl" for name in PAIRED]
+    for (name, limit), file in zip(PAIRED.items(), paired, strict=True):
+        lessons = f"{out}/{name}.jsonl"
+        commands.append(["pairs", "--data", lessons, "--limit", str(limit), "--start", tuned, "--out", file])
+    return [*commands, ["rlgf", "--data", *paired, "--start", tuned, "--out", f"{out}/rlgf"]]
 
 
 MAY_BE_ZERO = (
