@@ -31,6 +31,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from memo.adapter import Adapter
 from memo.errors import ModelError
 
 NAME = "memo"  # the attention function's name in a model's configuration
@@ -41,10 +42,11 @@ class Slots:
     """K and V of the memory tokens a sequence may look at; only ever read.
 
     keys, values: per layer (1, J, M, D), keys rotated to positions 0 .. M-1; (B, J, M, D) for texts read in step.
+    plain: they are those of a text's own tokens, as a plain cache holds them.
     """
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, keys: list[Tensor], values: list[Tensor], plain: bool = False) -> None:
+        self.keys, self.values, self.plain = keys, values, plain
 
     def __len__(self) -> int:
         return self.keys[0].shape[2] if self.keys else 0
@@ -243,7 +245,8 @@ class MemoryWeights(nn.Module):
     """W_Qm, W_Km, W_Vm of every layer, and the vector added to a memory token's embedding.
 
     They start as copies of the frozen weights and a zero vector: then a memory token's K and V are those of the text
-    token it sits at, so at ratio 1 the memory is the full cache. Training moves them from there.
+    token it sits at, so at ratio 1 the memory is the full cache. Training moves them from there, and may add an
+    adapter for the reader.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -262,6 +265,7 @@ class MemoryWeights(nn.Module):
             self.layers.append(copies)
         embedding = model.get_input_embeddings().weight
         self.vector = nn.Parameter(torch.zeros_like(embedding[0]))  # (E,)
+        self.adapter: Adapter | None = None  # of the reader while it recalls, where one was trained
 
     @classmethod
     def load(cls, path: Path, model: PreTrainedModel) -> MemoryWeights:
@@ -274,6 +278,9 @@ class MemoryWeights(nn.Module):
         try:
             for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
                 state |= load_file(file)
+            ranks = {len(tensor) for name, tensor in state.items() if name.endswith(".down")}
+            if ranks:
+                weights.adapter = Adapter(model, ranks.pop()).requires_grad_(False)
             weights.load_state_dict(state)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(f"The memory weights {path.name} do not fit this model, or cannot be read.") from error

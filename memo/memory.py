@@ -17,7 +17,7 @@ leans on it (attention sink).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -255,9 +255,24 @@ class MemoryModel:
         """A sequence that starts behind the prompt's slots."""
         return Row(prompt.slots, prompt.watch)
 
+    def recalling(self, rows: list[int] | None = None) -> AbstractContextManager[None]:
+        """Within it the model reads as it does behind a memory: with the adapter, where the weights have one.
+
+        rows: only these sequences of the batch (default all).
+        """
+        adapter = self.weights.adapter if rows is None or rows else None
+        if adapter is None:
+            return nullcontext()
+        return adapter.on(self.model, None if rows is None else torch.tensor(rows, device=self.device))
+
     def advance(self, ids: Tensor, rows: list[Row]) -> Tensor:
-        """Reads T tokens of one row, or one token of each of B rows. ids (B, T) -> next-token logits (B, V)."""
-        return self.logits(run(self.model, self.model.get_input_embeddings()(ids), rows)[:, -1])
+        """Reads T tokens of one row, or one token of each of B rows. ids (B, T) -> next-token logits (B, V).
+
+        Rows behind a memory are read as such (`recalling`), the others by the frozen model as it is.
+        """
+        remembering = [i for i, row in enumerate(rows) if row.slots is not None and not row.slots.plain]
+        with self.recalling(remembering):
+            return self.logits(run(self.model, self.model.get_input_embeddings()(ids), rows)[:, -1])
 
     def slots(self, keys: Tensor, values: Tensor, start: int = 0) -> Slots:
         """Keys, values (L, B, J, M, D) at position 0 -> slots at positions start .. start+M-1, where the model is."""

@@ -224,7 +224,7 @@ def _sft(settings: Settings, plan: Tuning, arguments: argparse.Namespace) -> Non
     from memo.train import lessons, setup, sft
 
     known = [lesson for path in arguments.data for lesson in lessons.load(Path(path))]
-    reader, accelerator = setup.reader(settings, arguments.start)
+    reader, accelerator = setup.reader(settings, arguments.start, plan.rank, recalls=True)
     losses = partial(sft.losses, reader, plan=plan)
     _train(reader, accelerator, sft.groups(reader, known, plan), losses, plan, arguments)
 
@@ -262,7 +262,7 @@ def _rlgf(settings: Settings, plan: Rewarding, arguments: argparse.Namespace) ->
     from memo.train import rlgf, setup
 
     known = [pair for path in arguments.data for pair in rlgf.load(path)]
-    reader, accelerator = setup.reader(settings, arguments.start)
+    reader, accelerator = setup.reader(settings, arguments.start, recalls=True)
     before = None
     if plan.dpo:
         before = MemoryModel(reader.model, reader.tokenizer, copy.deepcopy(reader.weights).requires_grad_(False))

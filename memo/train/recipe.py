@@ -60,11 +60,12 @@ class Tuning(Plan):
     steps: int = 100
     batch: int = 4
     micro: int = 1  # lessons differ in length
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     window: int = 512
     ratios: tuple[int, ...] = (4, 8, 8, 16)
     most: int = 48  # tokens of a target
     nothing: float = 0.1  # share of the lessons with a question that their documents do not answer
+    rank: int = 16  # of the reader's adapter, where the weights have none yet; 0: the reader stays frozen
 
 
 REWARDS = ("recall", "likelihood", "f1")  # what makes clues good, see `rewards`
@@ -146,7 +147,7 @@ def recipe(data: str, out: str) -> list[list[str]]:
 
 MAY_BE_ZERO = (
     "warmup", "final", "weight_decay", "seed", "parted", "spans", "next_weight", "nothing", "dpo", "anchor",
-    "least_gain", "through",
+    "least_gain", "through", "rank",
 )  # fmt: skip
 
 

@@ -11,21 +11,32 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from memo.adapter import Adapter
 from memo.attention import MemoryWeights
 from memo.memory import MemoryModel
 from memo.models import choose_device, choose_dtype, load_language_model
 from memo.settings import Settings
 
 
-def trainable(weights: MemoryWeights) -> MemoryWeights:
-    """The weights in float32, wanting gradients; all but the last layer's queries, which nothing depends on."""
+def trainable(weights: MemoryWeights, adapter: bool = False) -> MemoryWeights:
+    """The weights in float32, wanting gradients; all but the last layer's queries, which nothing depends on.
+
+    adapter: whether that of the reader wants them too, if there is one.
+    """
     weights.float().requires_grad_(True)
     weights.layers[-1]["q_proj"].requires_grad_(False)
+    if weights.adapter is not None:
+        weights.adapter.requires_grad_(adapter)
     return weights
 
 
-def reader(settings: Settings, start: Path | None = None) -> tuple[MemoryModel, Accelerator]:
+def reader(
+    settings: Settings, start: Path | None = None, rank: int = 0, recalls: bool = False
+) -> tuple[MemoryModel, Accelerator]:
     """The memory model to train. start: memory weights to go on from, else copies of the model's own.
+
+    recalls: whether the stage teaches to recall, and so trains the reader's adapter. rank: of an adapter that is added
+    where there is none (0: none is).
 
     Raises:
         ModelError: the model or the weights cannot be loaded.
@@ -37,4 +48,6 @@ def reader(settings: Settings, start: Path | None = None) -> tuple[MemoryModel, 
         settings.memory_model, replace(settings, device=str(accelerator.device))
     )  # fmt: skip
     weights = MemoryWeights.load(start, model) if start else MemoryWeights(model)
-    return MemoryModel(model, tokenizer, trainable(weights)), accelerator
+    if rank and weights.adapter is None:
+        weights.adapter = Adapter(model, rank)
+    return MemoryModel(model, tokenizer, trainable(weights, recalls)), accelerator

@@ -7,7 +7,8 @@ In: lessons (documents, questions, clues). Out: a loss per lesson,
 for clues y of each kind, asked for as `memo.clues` does, and for short answers, asked for as `memory_only` does.
 
 Source: MemoRAG (arXiv 2409.05591v3), section 2.3.2, equation 14. The documents of a lesson are memorized one by one and
-put side by side, as in a library; the reader stays frozen, so all that can be learnt is what the memory keeps.
+put side by side, as in a library. What is learnt is what the memory keeps, and a small adapter of the reader that is
+active only behind a memory (`memo.adapter`); the model itself stays frozen.
 Gradients flow through the memory tokens of all windows, not through the plain reading of later ones: half the cost.
 """
 
@@ -122,7 +123,8 @@ def log_probs(reader: MemoryModel, slots: Slots, targets: Sequence[Target]) -> l
     """log p of each token of each target after the memory and its prompt. (t,) each"""
     rows = [torch.tensor([target.prompt + target.ids], device=reader.device) for target in targets]
     found = []
-    hidden = behind(reader, slots, [row[:, :-1] for row in rows])
+    with reader.recalling():
+        hidden = behind(reader, slots, [row[:, :-1] for row in rows])
     for target, row, one in zip(targets, rows, hidden, strict=True):
         first = len(target.prompt)
         found.append(-reader.surprise(one[:, first - 1 :], row[:, first:])[0])

@@ -28,6 +28,8 @@ from memo.train.loop import START
 
 SHARD = "8MB"
 POINTS = 60  # of a curve
+ADAPTER = """With them comes a LoRA of rank {rank} on all linear maps of the model's layers. It is active only while the model reads
+and writes behind a memory; documents and passages are read by the frozen model."""
 
 
 def stages(folder: Path) -> list[dict[str, Any]]:
@@ -65,8 +67,12 @@ def curve(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def card(name: str, chain: Sequence[dict[str, Any]], data: str, results: str) -> str:
-    """The model card. data: a paragraph about the texts and their licences. results: tables, or nothing yet."""
+def card(name: str, chain: Sequence[dict[str, Any]], data: str, results: str, rank: int = 0) -> str:
+    """The model card. data: a paragraph about the texts and their licences. results: tables, or nothing yet.
+
+    rank: of the reader's adapter, if there is one.
+    """
+    adapter = f"\n\n{ADAPTER.format(rank=rank)}" if rank else ""
     rows = [
         f"| {one['stage']} | {one['plan']['steps']:,} | {one['plan']['batch']} | {one['plan']['learning_rate']:g} |"
         f" {one['tokens']:,} | {one['hours']:g} |"
@@ -83,7 +89,7 @@ tags: [memory, memorag]
 
 Q, K and V projections of the memory tokens (one set a layer), and the vector that is added to their embeddings: with
 them a frozen {name} reads a document into a small KV cache, as in MemoRAG (arXiv 2409.05591v3). They do nothing
-without it, and fit no other model.
+without it, and fit no other model.{adapter}
 
     MEMO_MEMORY_MODEL={name} MEMO_MEMORY_WEIGHTS=<this folder> python app.py
 
@@ -143,9 +149,10 @@ def ship(folder: Path, out: Path, name: str, data: str, results: str = "Not meas
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_torch_state_dict(weights, temporary, filename_pattern="memory{suffix}.safetensors", max_shard_size=SHARD)
+    rank = next((len(tensor) for key, tensor in weights.items() if key.endswith(".down")), 0)
     told = json.dumps(chain, indent=1, ensure_ascii=False) + "\n"
     (temporary / "training.json").write_text(told, encoding="utf-8")
-    (temporary / "README.md").write_text(card(name, chain, data, results), encoding="utf-8")
+    (temporary / "README.md").write_text(card(name, chain, data, results, rank), encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     temporary.replace(out)
     return chain

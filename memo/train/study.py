@@ -70,7 +70,7 @@ def plain_slots(reader: MemoryModel, ids: Sequence[int]) -> Slots:
         run(reader.model, embeddings, [row])
     layers = range(reader.model.config.num_hidden_layers)
     pairs = [row.own(layer) for layer in layers]
-    return Slots([keys for keys, _ in pairs], [values for _, values in pairs])
+    return Slots([keys for keys, _ in pairs], [values for _, values in pairs], plain=True)
 
 
 def questions(
