@@ -28,8 +28,8 @@ from memo.train.loop import START
 
 SHARD = "8MB"
 POINTS = 60  # of a curve
-ADAPTER = """With them comes a LoRA of rank {rank} on all linear maps of the model's layers. It is active only while the model reads
-and writes behind a memory; documents and passages are read by the frozen model."""
+ADAPTER = """With them comes a LoRA of rank {rank} on all linear maps of the model's layers, active only while the model
+reads and writes behind a memory; documents and passages are read by the frozen model."""
 
 
 def stages(folder: Path) -> list[dict[str, Any]]:
