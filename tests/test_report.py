@@ -98,10 +98,11 @@ SPEED = {
 def written(tmp_path):
     """A function: the lines of the report about these results."""
 
-    def write(squad=None, memory=None, speed=None, **sets):
+    def write(squad=None, memory=None, speed=None, trained=None, clues=None, **sets):
         (tmp_path / "qa").mkdir(exist_ok=True)
         files = {f"qa/{name}": results for name, results in ({"squad": squad} | sets).items()}
-        for name, results in (files | {"memory": memory, "speed": speed}).items():
+        files |= {"memory": memory, "memory-trained": trained, "clues": clues, "speed": speed}
+        for name, results in files.items():
             if results:
                 (tmp_path / f"{name}.json").write_text(json.dumps(ABOUT | {"results": results}))
         report.report(tmp_path, tmp_path / "RESULTS.md")
@@ -341,7 +342,34 @@ def test_the_memory_names_its_weights(written):
         assert part(written(memory=MEMORY | {"what": what | more}), "The memory")[0].startswith(told)
     untrained = {"models": {"memory": "SmolLM2", "memory_weights": "untrained"}}
     lines = written(memory=MEMORY | {"what": what | untrained})
-    assert "weights are untrained" in "\n".join(part(lines, "What the numbers do not say"))
+    assert "the memory: measured with untrained" in "\n".join(part(lines, "What the numbers do not say"))
+
+
+def stage(loss, recall):
+    values = {"question": value(0.5, 0.4, 0.6), "loss": value(loss, 1, 3), "recall": value(recall, 0.4, 0.8),
+              "in_use": value(0.55, 0.5, 0.6), "f1": value(0.1, 0, 0.2), "contains": value(0.05, 0, 0.1)}  # fmt: skip
+    return {"all": values}
+
+
+def change(recall):
+    return {"all": dict.fromkeys(("loss", "recall", "in_use", "f1", "contains"), recall)}
+
+
+def test_training_is_told_stage_by_stage(written):
+    clues = {
+        "what": {"ratio": 8}, "sets": {"squad": 20, "musique": 11},
+        "weights": {"untrained": stage(4, 0.5), "sft": stage(2, 0.6), "rlgf": stage(1.9, 0.7)},
+        "against": {"sft": {"untrained": change(value(0.1, 0.05, 0.2, 31))},
+                    "rlgf": {"untrained": change(value(9, 9, 9)), "sft": change(value(0.1, -0.05, 0.2, 31))}},
+    }  # fmt: skip
+    lines = written(SQUAD, memory=MEMORY, trained=MEMORY, clues=clues)
+    told = part(lines, "What is recalled")
+    assert "(squad 20, musique 11)" in told[0] and "question alone: 0.50 [0.40, 0.60]" in told[0]
+    assert any(line.startswith("| rlgf | 1.90 [1.00, 3.00] | 0.70 [0.40, 0.80] |") for line in told)
+    assert any(line.startswith("| sft − untrained | +0.100 [+0.050, +0.200]* |") for line in told)
+    assert any(line.startswith("| rlgf − sft | +0.100 [−0.050, +0.200] |") for line in told)
+    assert part(lines, "The trained memory")[0] == part(lines, "The memory")[0]
+    assert any("| clues.json |" in line for line in lines)
 
 
 def test_what_was_run_and_what_the_numbers_do_not_say(written):
@@ -350,7 +378,7 @@ def test_what_was_run_and_what_the_numbers_do_not_say(written):
     assert any("ratio 4 (korquad1), 8 (squad); seed 0." in line for line in lines)
     assert "| memorag | passages by clues |" in lines
     limits = "\n".join(part(lines, "What the numbers do not say"))
-    assert "memory weights are untrained" in limits
+    assert "korquad1, squad: measured with untrained memory weights" in limits
     assert "English: korquad1 rests on shared characters" in limits
     assert "starred, and a loss bold, only with at least 30 questions" in limits
     assert "fewer than 30, they tend to be too narrow, so that even a star says little: squad 3." in limits

@@ -1,7 +1,8 @@
 """The report: RESULTS.md, made from the JSON files of the measurements and from nothing else.
 
-In: a folder with qa/<set>.json, memory.json and speed.json, of which any may be missing. Out: Markdown; the same bytes
-for the same files. What a reader wants first comes first; every number and where it is from stand at the end.
+In: a folder with qa/<set>.json, memory.json, memory-trained.json, clues.json and speed.json, of which any may be
+missing. Out: Markdown; the same bytes for the same files. What a reader wants first comes first; every number and
+where it is from stand at the end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from memo.evaluate.report_tables import (
     kept,
     one_set,
     ratio,
+    recalled,
     table,
 )
 from memo.models import write_atomic
@@ -32,21 +34,23 @@ NEEDED = {  # what `results` of a file has at least
     "qa": ("set", "split", "context", "language", "questions", "answered", "libraries", "what", "strategies",
            "against_rag", "failed"),
     "memory": ("what", "rows"),
+    "clues": ("what", "sets", "weights", "against"),
     "speed": ("what", "memorize", "first_clue", "bytes", "load", "exponent", "compare", "search", "visitors", "peak"),
 }  # fmt: skip
+SINGLE = {"memory": "memory", "memory-trained": "memory", "clues": "clues", "speed": "speed"}  # file -> its kind
 MULTI_HOP = ("hotpotqa", "musique", "2wiki")
 MODELS = ("memory", "memory_weights", "generator", "embedder")
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """{"qa": {name of the file: its content}, "memory": content or None, "speed": content or None}.
+    """{"qa": {name of the file: its content}, and for each of `SINGLE` its content or None}.
 
     Raises:
         SettingsError: a file is no JSON, or holds something else than its name says.
     """
     sets = {path.stem: read(path, "qa") for path in sorted((folder / "qa").glob("*.json"))}
-    single = ((name, folder / f"{name}.json") for name in ("memory", "speed"))
-    return {"qa": sets} | {name: read(path, name) if path.exists() else None for name, path in single}
+    single = {name: (folder / f"{name}.json", kind) for name, kind in SINGLE.items()}
+    return {"qa": sets} | {name: read(*one) if one[0].exists() else None for name, one in single.items()}
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:
@@ -76,13 +80,15 @@ def report(folder: Path, out: Path) -> None:
     """
     files = load(folder)
     sets = {name: content["results"] for name, content in files["qa"].items()}
-    memory, speed = (files[name] and files[name]["results"] for name in ("memory", "speed"))
+    memory, trained, clues, speed = (files[name] and files[name]["results"] for name in SINGLE)
     parts = ["# Results", *opening(sets, memory, speed), *targets(sets, speed)]
     if sets:
         parts += retrieval(sets) + answers(sets) + ablation(sets) + losses(sets)
     else:
         parts += ["## Retrieval and answers", "Not measured: there is no file in `qa/`."]
     parts += kept(memory) if memory else ["## The memory", "Not measured: there is no `memory.json`."]
+    parts += ["## The trained memory", *kept(trained)[1:]] if trained else []
+    parts += recalled(clues) if clues else []
     parts += fast(speed) if speed else ["## Speed", "Not measured: there is no `speed.json`."]
     parts += limits(sets, memory, speed)
     if any((sets, memory, speed)):
@@ -165,13 +171,14 @@ def targets(sets: Mapping[str, Results], speed: Results | None) -> list[str]:
 
 def limits(sets: Mapping[str, Results], memory: Results | None, speed: Results | None) -> list[str]:
     """What a reader could take from the numbers that is not in them."""
-    about = [results["what"] for results in sets.values()]
-    about += [results["what"].get("models", {}) for results in (memory, speed) if results]
+    about = {name: results["what"] for name, results in sets.items()}
+    about |= {name: r["what"].get("models", {}) for name, r in (("the memory", memory), ("speed", speed)) if r}
     korean = [name for name, results in sets.items() if results["language"] == "ko"]
     points = []
-    if any(what.get("memory_weights") == "untrained" for what in about):
-        points.append("The memory weights are untrained copies of the model’s own: what training adds is not measured.")
-    if any("SmolLM2" in str(what.get("generator", "")) for what in about):
+    if bare := [name for name, what in about.items() if what.get("memory_weights") == "untrained"]:
+        told = "measured with untrained memory weights, copies of the model’s own; what training adds is not in them."
+        points.append(f"{', '.join(bare)}: {told}")
+    if any("SmolLM2" in str(what.get("generator", "")) for what in about.values()):
         points.append("SmolLM2-135M-Instruct is a very small model: a larger one may order the strategies otherwise.")
     if any("MiniLM" in str(sets[name]["what"].get("embedder", "")) for name in korean):
         points.append(f"The embedded model and embedder are English: {', '.join(korean)} rests on shared characters.")
@@ -213,7 +220,7 @@ def settings(sets: Mapping[str, Results]) -> list[str]:
 def sources(files: Mapping[str, Any]) -> list[str]:
     """Files, commands, commits, machines."""
     named = [(f"qa/{name}.json", content) for name, content in files["qa"].items()]
-    named += [(f"{name}.json", files[name]) for name in ("memory", "speed") if files[name]]
+    named += [(f"{name}.json", files[name]) for name in SINGLE if files[name]]
     return [
         "Made by `python -m memo evaluate report` from the files below, and from nothing else.",
         table(named, ("file", lambda f: f[0]), ("command", lambda f: f"`{f[1]['command']}`"),

@@ -181,6 +181,33 @@ def _lookup(rows: Sequence[Results]) -> list[str]:
     return lines
 
 
+# --- what is recalled ------------------------------------------------------------------------------------------------
+
+
+RECALLED = {
+    "loss": "loss of the clues", "recall": "recall@3, clues at weight 1", "in_use": "recall@3, clues as in answering",
+    "f1": "F1 from memory alone", "contains": "holds the answer",
+}  # fmt: skip
+
+
+def recalled(clues: Results) -> list[str]:
+    """What each stage of training adds to the same questions."""
+    weights, against = clues["weights"], clues["against"]
+    alone = interval(next(iter(weights.values()))["all"]["question"])
+    sets = ", ".join(f"{name} {count}" for name, count in clues["sets"].items())
+    columns: list[Column] = [(t, lambda row, m=m: interval(row[1]["all"][m])) for m, t in RECALLED.items()]
+    pairs = [(f"{name} − {list(others)[-1]}", list(others.values())[-1]) for name, others in against.items()]
+    changes: list[Column] = [(t, lambda row, m=m: difference(row[1]["all"][m])) for m, t in RECALLED.items()]
+    return [
+        "## What is recalled",
+        f"Questions that no weights were trained on ({sets}), clues recalled greedily at ratio"
+        f" {clues['what']['ratio']}, without names and pointers. Recall@3 of the question alone: {alone}."
+        " Below, what each of the weights changes from those before:",
+        table(weights.items(), ("weights", lambda row: row[0]), *columns),
+        table(pairs, ("difference", lambda row: row[0]), *changes),
+    ]  # fmt: skip
+
+
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
