@@ -93,6 +93,14 @@ class Row:
                 held[:, :, self.length : end] = new
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
+    def fork(self) -> Row:
+        """A sequence that has read the same, and goes on by itself. Without `mass`."""
+        other = Row(self.slots)
+        other.length = self.length
+        other._keys = {layer: keys.clone() for layer, keys in self._keys.items()}
+        other._values = {layer: values.clone() for layer, values in self._values.items()}
+        return other
+
     def own(self, layer: int, start: int = 0) -> tuple[Tensor, Tensor]:
         """K, V (1, J, length - start, D) of the own tokens from `start` on."""
         return self._keys[layer][:, :, start : self.length], self._values[layer][:, :, start : self.length]

@@ -32,7 +32,7 @@ def samples(reader, slots):
 
     def draw(count=6, most=10, temperature=1.0, ends=(), seed=0):
         prompt = reader.encode("Who bought it? ", start=False)[0]
-        return rlgf.sample(reader, slots, prompt, count, most, temperature, set(ends), seeded(seed))
+        return rlgf.sample(reader, slots, count * [prompt], most, temperature, set(ends), seeded(seed))
 
     return draw
 
@@ -51,7 +51,14 @@ def test_tokens_are_drawn_from_what_a_plain_reading_predicts(family):
         chances = torch.stack([(logits_of(reader, slots, row) / temperature).softmax(-1) for row in rows])
         for row, token in zip(rows, torch.multinomial(chances, 1, generator=generator)[:, 0].tolist(), strict=True):
             row.append(token)
-    assert rlgf.sample(reader, slots, prompt, 3, 4, temperature, set(), seeded(3)) == [row[-4:] for row in rows]
+    assert rlgf.sample(reader, slots, 3 * [prompt], 4, temperature, set(), seeded(3)) == [row[-4:] for row in rows]
+
+
+def test_prompts_of_one_batch_are_read_each_for_itself(reader, slots):
+    prompts = [reader.encode(text, start=False)[0] for text in ("Who bought it? ", "When? ", "Who bought it? ")]
+    together = rlgf.sample(reader, slots, prompts, 6, 1e-4, set(), seeded())
+    assert together == [rlgf.sample(reader, slots, [one], 6, 1e-4, set(), seeded())[0] for one in prompts]
+    assert together[0] == together[2] != together[1]
 
 
 def test_at_a_low_temperature_the_likeliest_is_said(reader, slots, samples):
@@ -94,9 +101,9 @@ def said(monkeypatch):
     """A function: has sets of clues say these texts, in all kinds, in place of sampling them."""
 
     def put(*texts):
-        def sample(reader, slots, prompt, count, most, temperature, ends, draw):
-            assert count == len(texts)
-            return [reader.encode(text, start=False)[0] for text in texts]
+        def sample(reader, slots, prompts, most, temperature, ends, draw):
+            assert len(prompts) == len(clues.KINDS) * len(texts)
+            return [reader.encode(text, start=False)[0] for _ in clues.KINDS for text in texts]
 
         monkeypatch.setattr(rlgf, "sample", sample)
 
@@ -221,11 +228,12 @@ def test_sets_are_sampled_after_the_prompts_of_recalling(reader, monkeypatch):
     """Behind the memory of all documents, at the plan's temperature and length."""
     asked, expected = [], slots_of(reader, *LESSON.documents)
 
-    def sample(reader, slots, prompt, count, most, temperature, ends, draw):
-        asked.append(reader.tokenizer.decode(prompt))
-        assert (count, most, temperature, ends) == (4, 12, 0.9, {END})
+    def sample(reader, slots, prompts, most, temperature, ends, draw):
+        assert prompts[0::4] == prompts[3::4] and len(prompts) == 4 * len(clues.KINDS)
+        asked.extend(reader.tokenizer.decode(prompt) for prompt in prompts[::4])
+        assert (most, temperature, ends) == (12, 0.9, {END})
         assert torch.allclose(slots.keys[2], expected.keys[2], atol=1e-5)
-        return [[65 + i] for i in range(count)]
+        return [[65 + i] for i in range(len(prompts))]
 
     monkeypatch.setattr(rlgf, "sample", sample)
     pairs_of(reader, with_rewards(0.0, 1.0, 0.0, 0.0))

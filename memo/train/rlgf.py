@@ -50,16 +50,24 @@ class Pair:
 
 
 def sample(
-    reader: MemoryModel, slots: Slots, prompt: Sequence[int], count: int, most: int, temperature: float,
-    ends: set[int], draw: torch.Generator,
-) -> list[list[int]]:  # fmt: skip
-    """Continuations of a prompt behind a memory, drawn token by token; without the token that ended them."""
-    rows = [Row(slots) for _ in range(count)]
-    ids = torch.tensor([prompt], device=reader.device)
+    reader: MemoryModel, slots: Slots, prompts: Sequence[Sequence[int]], most: int, temperature: float, ends: set[int],
+    draw: torch.Generator,
+) -> list[list[int]]:
+    """A continuation of each prompt behind a memory, drawn token by token in one batch.
+
+    They are without the token that ended them. A prompt that stands there several times is read once.
+    """
+    rows: list[Row] = []
+    read: dict[tuple[int, ...], tuple[Row, Tensor]] = {}
     with inference(reader):
-        logits = torch.cat([reader.advance(ids, [row]) for row in rows])  # (count, V)
+        for prompt in map(tuple, prompts):
+            if prompt not in read:
+                row = Row(slots)
+                read[prompt] = row, reader.advance(torch.tensor([prompt], device=reader.device), [row])
+            rows.append(read[prompt][0].fork())
+        logits = torch.cat([read[tuple(prompt)][1] for prompt in prompts])  # (prompts, V)
         said: list[list[int]] = [[] for _ in rows]
-        going = list(range(count))
+        going = list(range(len(rows)))
         while going:
             chances = (logits.float() / temperature).softmax(dim=-1).cpu()
             drawn = torch.multinomial(chances, 1, generator=draw)[:, 0].tolist()
@@ -108,17 +116,17 @@ def _sets(
     reader: MemoryModel, encoder: sft.Encoder, slots: Slots, question: str, plan: Rewarding, draw: torch.Generator
 ) -> list[dict[str, Stream]]:
     """Several sets of clues, a stream of each kind."""
-    sets: list[dict[str, Stream]] = [{} for _ in range(plan.samples)]
-    for kind in clues.KINDS:
-        prompt = clues.prompt(kind, question, plan.most)
-        said = sample(
-            reader, slots, encoder.generator.encode(prompt), plan.samples, plan.most, plan.temperature,
-            encoder.generator.ends, draw,
-        )  # fmt: skip
-        for one, ids in zip(sets, said, strict=True):
-            text = prompt.prefix + reader.tokenizer.decode(ids, skip_special_tokens=True)
-            one[kind] = Stream(prompt, text, done=True, tokens=len(ids))
-    return sets
+    asked = [clues.prompt(kind, question, plan.most) for kind in clues.KINDS]
+    every = [prompt for prompt in asked for _ in range(plan.samples)]
+    said = sample(
+        reader, slots, [encoder.generator.encode(prompt) for prompt in every], plan.most, plan.temperature,
+        encoder.generator.ends, draw,
+    )  # fmt: skip
+    streams = []
+    for prompt, ids in zip(every, said, strict=True):
+        text = prompt.prefix + reader.tokenizer.decode(ids, skip_special_tokens=True)
+        streams.append(Stream(prompt, text, done=True, tokens=len(ids)))
+    return [dict(zip(clues.KINDS, streams[number :: plan.samples], strict=True)) for number in range(plan.samples)]
 
 
 def _written(streams: dict[str, Stream]) -> dict[str, str]:

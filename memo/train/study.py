@@ -79,15 +79,14 @@ def questions(
     """Questions that the model asks about a part of the text it has before it, and its answers."""
     generator, found = LocalGenerator(reader, ""), []
     ask = Prompt((("system", clues.READER), ("user", WRITE)), 1)
-    asked = sample(
-        reader, teacher, generator.encode(ask), plan.questions, plan.asked, plan.temperature, generator.ends, draw
-    )
+    prompts = plan.questions * [generator.encode(ask)]
+    asked = sample(reader, teacher, prompts, plan.asked, plan.temperature, generator.ends, draw)
     for ids in asked:
         question = " ".join(reader.tokenizer.decode(ids, skip_special_tokens=True).split())
         if not clues.key_of(question):
             continue
         first = generator.encode(memory_prompt(question, 1))
-        [answer] = sample(reader, teacher, first, 1, plan.answered, plan.temperature, generator.ends, draw)
+        [answer] = sample(reader, teacher, [first], plan.answered, plan.temperature, generator.ends, draw)
         found.append(Exercise(part, (*first, *answer, generator.end), len(first)))
     return found
 
