@@ -98,10 +98,10 @@ SPEED = {
 def written(tmp_path):
     """A function: the lines of the report about these results."""
 
-    def write(squad=None, memory=None, speed=None, trained=None, clues=None, **sets):
+    def write(squad=None, memory=None, speed=None, trained=None, clues=None, study=None, **sets):
         (tmp_path / "qa").mkdir(exist_ok=True)
         files = {f"qa/{name}": results for name, results in ({"squad": squad} | sets).items()}
-        files |= {"memory": memory, "memory-trained": trained, "clues": clues, "speed": speed}
+        files |= {"memory": memory, "memory-trained": trained, "clues": clues, "study": study, "speed": speed}
         for name, results in files.items():
             if results:
                 (tmp_path / f"{name}.json").write_text(json.dumps(ABOUT | {"results": results}))
@@ -370,6 +370,21 @@ def test_training_is_told_stage_by_stage(written):
     assert any(line.startswith("| rlgf − sft | +0.100 [−0.050, +0.200] |") for line in told)
     assert part(lines, "The trained memory")[0] == part(lines, "The memory")[0]
     assert any("| clues.json |" in line for line in lines)
+
+
+def test_studying_is_told_with_its_gain_a_minute(written):
+    kept = {metric: value(0.4, 0.3, 0.5) for metric in ("copy", "facts", "f1", "contains")}
+    rows = [
+        {"steps": 0, "texts": ["mill", "lake"], **kept, "seconds": value(0, 0, 0)},
+        {"steps": 50, "texts": ["mill", "lake"], **kept, "seconds": value(90, 80, 100),
+         "per_minute": {metric: value(0.1, 0.05, 0.15) for metric in kept}},
+        {"steps": None, "texts": ["mill"], "copy": value(0.9, 0.8, 1), "facts": value(0.8, 0.7, 0.9)},
+    ]  # fmt: skip
+    told = part(written(study={"what": {"ratio": 8}, "rows": rows}), "Studying a document harder")
+    assert told[0] == "2 texts at ratio 8: mill, lake."
+    assert any(line.startswith("| 50 | 0.40 [0.30, 0.50] |") and line.endswith("| 90 |") for line in told)
+    assert any(line.startswith("| the full text | 0.90 [0.80, 1.00] | 0.80 [0.70, 0.90] |  |") for line in told)
+    assert any(line.startswith("| 50 | +0.100 [+0.050, +0.150] |") for line in told)
 
 
 def test_what_was_run_and_what_the_numbers_do_not_say(written):

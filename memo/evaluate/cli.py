@@ -1,4 +1,4 @@
-"""The command line of the measurements: `python -m memo evaluate qa | memory | clues | speed | report`.
+"""The command line of the measurements: `python -m memo evaluate qa | memory | clues | study | speed | report`.
 
 In: arguments. Out: rows on the terminal, JSON to `--out` (with the machine, the command, the commit and the date), and
 beside it `<out>.rows.jsonl`: what is done already, so that a killed run goes on where it was.
@@ -11,7 +11,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,10 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
                        help='memory weights and what to call them; PATH "untrained" for none')  # fmt: skip
     clues.add_argument("--limit", type=at_least(0), default=0, metavar="N",
                        help="lessons of a file at most (default 0: all)")  # fmt: skip
+    study = command("study", "measure what studying a document harder gains a minute")
+    study.add_argument("--texts", type=Path, nargs="+", required=True, metavar="FILE",
+                       help="texts with NAME.questions.json beside them, as in assets/examples")  # fmt: skip
+    study.add_argument("--steps", default="50,200", metavar="A,B,…", help="of studying (default 50,200)")
     speed = command("speed", "measure speed, as ratios within one process")
     speed.add_argument("--text", type=Path, metavar="FILE", help="a long text (default: the examples)")
     speed.add_argument("--repeats", type=at_least(1), default=3, help="rounds that count (default 3)")
@@ -232,6 +236,24 @@ def run_clues(chosen: argparse.Namespace) -> dict[str, Any]:
     return {"what": {**what, "weights": fingerprints}, **results}
 
 
+def run_study(chosen: argparse.Namespace) -> dict[str, Any]:
+    from memo.evaluate import studying
+    from memo.models import Models
+    from memo.train.recipe import Studying
+
+    settings, plan = from_environment(), Studying()
+    models = Models(settings)
+    reader, names = models.memory_model(), models.names()
+    what = {
+        "plan": asdict(plan), "ratio": settings.ratio, "window": settings.window,
+        "answer_tokens": settings.answer_tokens, "weights": reader.weights_fingerprint,
+        "models": {name: names[name] for name in ("memory", "memory_weights")},
+    }  # fmt: skip
+    rows = rows_of(chosen.out, {"measure": "study", **what})
+    steps = several(chosen, "steps")["steps"]
+    return {"what": what, "rows": studying.evaluate(chosen.texts, reader, settings, plan, steps, rows, tell)}
+
+
 def run_speed(chosen: argparse.Namespace) -> dict[str, Any]:
     from memo.evaluate import speed
     from memo.models import Models
@@ -273,7 +295,7 @@ def run(chosen: argparse.Namespace) -> int:
         print(f"Wrote {chosen.results / 'RESULTS.md'}.")
         return 0
     check_out(chosen.out)
-    results = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "speed": run_speed}[chosen.measure](chosen)
-    write(chosen.out, results, "memo")
+    measures = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "study": run_study, "speed": run_speed}
+    write(chosen.out, measures[chosen.measure](chosen), "memo")
     print(f"Wrote {chosen.out}.")
     return 0

@@ -1,8 +1,8 @@
 """The report: RESULTS.md, made from the JSON files of the measurements and from nothing else.
 
-In: a folder with qa/<set>.json, memory.json, memory-trained.json, clues.json and speed.json, of which any may be
-missing. Out: Markdown; the same bytes for the same files. What a reader wants first comes first; every number and
-where it is from stand at the end.
+In: a folder with qa/<set>.json, memory.json, memory-trained.json, clues.json, study.json and speed.json, of which any
+may be missing. Out: Markdown; the same bytes for the same files. What a reader wants first comes first; every number
+and where it is from stand at the end.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from memo.evaluate.report_tables import (
     one_set,
     ratio,
     recalled,
+    studied,
     table,
 )
 from memo.models import write_atomic
@@ -34,10 +35,13 @@ NEEDED = {  # what `results` of a file has at least
     "qa": ("set", "split", "context", "language", "questions", "answered", "libraries", "what", "strategies",
            "against_rag", "failed"),
     "memory": ("what", "rows"),
+    "study": ("what", "rows"),
     "clues": ("what", "sets", "weights", "against"),
     "speed": ("what", "memorize", "first_clue", "bytes", "load", "exponent", "compare", "search", "visitors", "peak"),
 }  # fmt: skip
-SINGLE = {"memory": "memory", "memory-trained": "memory", "clues": "clues", "speed": "speed"}  # file -> its kind
+SINGLE = {  # file -> its kind
+    "memory": "memory", "memory-trained": "memory", "clues": "clues", "study": "study", "speed": "speed",
+}  # fmt: skip
 MULTI_HOP = ("hotpotqa", "musique", "2wiki")
 MODELS = ("memory", "memory_weights", "generator", "embedder")
 
@@ -80,7 +84,7 @@ def report(folder: Path, out: Path) -> None:
     """
     files = load(folder)
     sets = {name: content["results"] for name, content in files["qa"].items()}
-    memory, trained, clues, speed = (files[name] and files[name]["results"] for name in SINGLE)
+    memory, trained, clues, study, speed = (files[name] and files[name]["results"] for name in SINGLE)
     parts = ["# Results", *opening(sets, memory, speed), *targets(sets, speed)]
     if sets:
         parts += retrieval(sets) + answers(sets) + ablation(sets) + losses(sets)
@@ -89,6 +93,7 @@ def report(folder: Path, out: Path) -> None:
     parts += kept(memory) if memory else ["## The memory", "Not measured: there is no `memory.json`."]
     parts += ["## The trained memory", *kept(trained)[1:]] if trained else []
     parts += recalled(clues) if clues else []
+    parts += studied(study) if study else []
     parts += fast(speed) if speed else ["## Speed", "Not measured: there is no `speed.json`."]
     parts += limits(sets, memory, speed)
     if any((sets, memory, speed)):

@@ -208,6 +208,23 @@ def recalled(clues: Results) -> list[str]:
     ]  # fmt: skip
 
 
+def studied(study: Results) -> list[str]:
+    """What studying a document harder gains, and what it costs."""
+    rows, what = study["rows"], study["what"]
+    names = {"copy": "copy", "facts": "facts", "f1": "F1 from memory alone", "contains": "holds the answer"}
+    columns: list[Column] = [(title, lambda row, m=m: interval(row.get(m))) for m, title in names.items()]
+    columns.append(("seconds", lambda row: number(row["seconds"]["mean"]) if row["steps"] else ""))
+    gains: list[Column] = [(title, lambda row, m=m: difference(row["per_minute"][m])) for m, title in names.items()]
+    step = ("steps", lambda row: "the full text" if row["steps"] is None else str(row["steps"]))
+    return [
+        "## Studying a document harder",
+        f"{_whose(what)}{len(rows[0]['texts'])} texts at ratio {what['ratio']}: {', '.join(rows[0]['texts'])}.",
+        table(rows, step, *columns),
+        "Gained a minute:",
+        table((row for row in rows if row["steps"]), step, *gains),
+    ]
+
+
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
