@@ -1,12 +1,12 @@
-"""The recall adapter: a small LoRA on the reader, active only while it reads and writes behind a memory.
+"""The recall adapter: a small LoRA on the reader, active only while it reads and writes behind a finished memory.
 
 In: a frozen model, a rank r. Out: for every linear map W of its layers two small matrices, with which
 
     W x  becomes  W x + s B A x,    A (r, in), B (out, r), s = 2
 
 B starts at zero: then nothing changes. A very small reader does not know how to draw clues from memory tokens, however
-good they are; the adapter learns that, and whatever does not look at a memory (reading documents, answering from
-passages) stays with the frozen model, bit for bit.
+good they are; the adapter learns that. Documents, while they are memorized, and passages are read by the frozen model,
+bit for bit.
 
 Source: LoRA (arXiv 2106.09685), on all linear maps as in QLoRA (arXiv 2305.14314). MemoRAG trains all of its memory
 model; here the weights of the reader are shared with the generator, which must stay what it is.

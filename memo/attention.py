@@ -75,6 +75,11 @@ class Row:
         """The position of the next token."""
         return self.length + (len(self.slots) if self.slots is not None else 0)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a memory before it, and no plain cache."""
+        return self.slots is not None and not self.slots.plain
+
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Adds (1, J, T, D) to a layer; returns all own K, V (1, J, N+T, D) of that layer."""
         end = self.length + key.shape[2]

@@ -255,23 +255,17 @@ class MemoryModel:
         """A sequence that starts behind the prompt's slots."""
         return Row(prompt.slots, prompt.watch)
 
-    def recalling(self, rows: list[int] | None = None) -> AbstractContextManager[None]:
-        """Within it the model reads as it does behind a memory: with the adapter, where the weights have one.
-
-        rows: only these sequences of the batch (default all).
-        """
-        adapter = self.weights.adapter if rows is None or rows else None
-        if adapter is None:
+    def recalling(self, rows: list[Row]) -> AbstractContextManager[None]:
+        """Within it those of the rows that are behind a memory are read with the adapter, if the weights have one."""
+        remembering = [i for i, row in enumerate(rows) if row.remembers]
+        if not remembering or self.weights.adapter is None:
             return nullcontext()
-        return adapter.on(self.model, None if rows is None else torch.tensor(rows, device=self.device))
+        some = torch.tensor(remembering, device=self.device) if len(remembering) < len(rows) else None
+        return self.weights.adapter.on(self.model, some)
 
     def advance(self, ids: Tensor, rows: list[Row]) -> Tensor:
-        """Reads T tokens of one row, or one token of each of B rows. ids (B, T) -> next-token logits (B, V).
-
-        Rows behind a memory are read as such (`recalling`), the others by the frozen model as it is.
-        """
-        remembering = [i for i, row in enumerate(rows) if row.slots is not None and not row.slots.plain]
-        with self.recalling(remembering):
+        """Reads T tokens of one row, or one token of each of B rows. ids (B, T) -> next-token logits (B, V)."""
+        with self.recalling(rows):
             return self.logits(run(self.model, self.model.get_input_embeddings()(ids), rows)[:, -1])
 
     def slots(self, keys: Tensor, values: Tensor, start: int = 0) -> Slots:

@@ -10,13 +10,14 @@ from rlgf_case import LAKE, MILL, ids_of
 from memo.adapter import SCALE, Adapter
 from memo.attention import MemoryWeights, Row, run
 from memo.errors import ModelError
+from memo.evaluate import probes
 from memo.generate import LocalGenerator, Prompt, write
 from memo.memory import inference, read_all
-from memo.train import sft
+from memo.train import sft, study
+from memo.train.pretrain import behind
 from memo.train.recipe import Tuning
 from memo.train.setup import trainable
 from memo.train.ship import ship
-from memo.train.study import plain_slots
 
 PLAN = Tuning(steps=1, batch=1, window=24, ratios=(4,), most=12)
 
@@ -98,9 +99,39 @@ def test_rows_without_a_memory_are_read_by_the_frozen_model_in_the_same_batch():
 
 def test_behind_the_plain_cache_of_a_text_the_model_is_the_frozen_one():
     reader = adapted()
-    slots, ids = plain_slots(reader, reader.encode(MILL)[0]), reader.encode("Who bought it?", start=False)[0]
+    slots, ids = study.plain_slots(reader, reader.encode(MILL)[0]), reader.encode("Who bought it?", start=False)[0]
     frozen = tiny.memory_model()
     assert torch.equal(last_logits(reader, [ids], [Row(slots)]), last_logits(frozen, [ids], [Row(slots)]))
+
+
+def test_losses_study_and_probes_read_as_recalling_does():
+    reader = adapted()
+    slots, ids = slots_of(reader), reader.encode("Who bought it?", start=False)[0]
+    expected = last_logits(reader, [ids[:-1]], [Row(slots)]).log_softmax(dim=-1)[0, ids[-1]]
+    with torch.no_grad():
+        [hidden] = behind(reader, slots, [torch.tensor([ids[:-1]])])
+        assert torch.allclose(reader.logits(hidden[:, -1]).log_softmax(dim=-1)[0, ids[-1]], expected, atol=1e-4)
+        [given] = sft.log_probs(reader, slots, [sft.Target("draft", tuple(ids[:-1]), (ids[-1],))])
+        found = study.logits(reader, slots, [study.Exercise(0, tuple(ids), len(ids) - 1)])
+    assert torch.allclose(given, expected, atol=1e-4)
+    assert torch.allclose(found.log_softmax(dim=-1)[0, ids[-1]], expected, atol=1e-4)
+    [loss], _ = probes.score(reader, probes.Context(slots, len(slots)), ids, len(ids) - 1)
+    assert torch.allclose(-loss, expected, atol=1e-4)
+    case = probes.Case(reader, "a", 3 * tiny.TEXT, 200, 0)  # the plain cache, whole or in part: the frozen model
+    frozen = probes.Case(tiny.memory_model(), "a", 3 * tiny.TEXT, 200, 0)
+    assert case.measure(case.full) == frozen.measure(frozen.full)
+    assert case.measure(case.evicted("streaming", 20)) == frozen.measure(frozen.evicted("streaming", 20))
+
+
+def test_a_batch_of_both_kinds_answers_as_each_alone():
+    reader = adapted()
+    slots, generator = slots_of(reader), LocalGenerator(reader, "")
+    prompts = [Prompt((("user", "Who bought it?"),), 8, slots=behind_memory) for behind_memory in (None, slots)]
+    run = generator.open()
+    streams = [run.add(prompt) for prompt in prompts]
+    while run.step():
+        pass
+    assert [stream.text for stream in streams] == [write(generator, prompt).text for prompt in prompts]
 
 
 def test_reading_a_document_does_not_know_it():
@@ -113,7 +144,7 @@ def test_reading_a_document_does_not_know_it():
 
 def test_nothing_is_left_of_it_after_an_error():
     reader = adapted()
-    with pytest.raises(RuntimeError, match="stopped"), reader.recalling():
+    with pytest.raises(RuntimeError, match="stopped"), reader.recalling([Row(slots_of(reader))]):
         raise RuntimeError("stopped")
     assert not any(module._forward_hooks for module in reader.model.modules())
 
@@ -130,7 +161,7 @@ def test_answers_from_passages_are_those_of_the_frozen_model():
     assert write(LocalGenerator(reader, ""), behind).logprob != with_it.logprob
 
 
-def test_sft_trains_it_and_leaves_the_model(tmp_path):
+def test_sft_trains_it_and_leaves_the_model():
     reader = adapted(drawn=False)
     trainable(reader.weights, adapter=True)
     frozen = {name: weight.clone() for name, weight in reader.model.named_parameters()}

@@ -34,16 +34,21 @@ def example(tmp_path):
 def test_each_number_of_steps_is_measured_and_its_gain_told_by_the_minute(example, monkeypatch):
     rows, reader = Rows(None, {}), tiny.memory_model()
     told = []
-    found = studying.evaluate([example], reader, SETTINGS, PLAN, [1, 2], rows, told.append)
+    found = studying.evaluate([studying.load(example)], reader, SETTINGS, PLAN, [1, 2], rows, told.append)
     assert [row["steps"] for row in found][:3] == [0, 1, 2]
-    assert list(rows.done)[:3] == ["mill 0", "mill 1", "mill 2"] and len(told) == 3
-    before, _, after = (rows.done[f"mill {steps}"][0] for steps in (0, 1, 2))
+    assert len(rows.done) == len(told) == 3
+    before, _, after = (one for [one] in rows.done.values())
     assert before["questions"] == 1 and before["seconds"] == 0 < after["seconds"]  # one whose evidence was read
     by_hand = 60 * (after["copy"] - before["copy"]) / after["seconds"]
     assert found[2]["per_minute"]["copy"]["mean"] == pytest.approx(by_hand, abs=1e-3)
-    assert "per_minute" not in found[0]
-    monkeypatch.setattr(studying, "measured", None)
-    assert studying.evaluate([example], reader, SETTINGS, PLAN, [1, 2], rows, told.append) == found
+    assert "per_minute" not in found[0] and found[3]["steps"] is None and found[3]["copy"]["n"] == 1
+    monkeypatch.setattr(studying, "measured", lambda *arguments: dict.fromkeys(studying.METRICS, 0.5))
+    assert studying.evaluate([studying.load(example)], reader, SETTINGS, PLAN, [1, 2], rows, told.append) == found
+    fewer = studying.evaluate([studying.load(example)], reader, SETTINGS, PLAN, [2], rows, told.append)
+    assert [row["steps"] for row in fewer] == [0, 2, None] and fewer[1] == found[2]
+    example.write_text(example.read_text() + "More.")  # another text: nothing of it is measured yet
+    anew = studying.evaluate([studying.load(example)], reader, SETTINGS, PLAN, [1], rows, told.append)
+    assert anew[1]["copy"]["mean"] == 0.5
 
 
 def test_answers_are_those_from_the_memory_alone(example):
@@ -70,13 +75,14 @@ def test_answers_are_those_from_the_memory_alone(example):
 def test_wrong_questions_are_told(example, questions):
     example.with_name("mill.questions.json").write_text(questions)
     with pytest.raises(SettingsError, match="holds no questions"):
-        studying.evaluate([example], tiny.memory_model(), SETTINGS, PLAN, [1], Rows(None, {}))
+        studying.evaluate([studying.load(example)], tiny.memory_model(), SETTINGS, PLAN, [1], Rows(None, {}))
 
 
-def test_a_short_text_is_refused(example):
-    example.write_text("Short.")
-    with pytest.raises(SettingsError, match="too short"):
-        studying.evaluate([example], tiny.memory_model(), SETTINGS, PLAN, [1], Rows(None, {}))
+@pytest.mark.parametrize(("text", "told"), [("Short.", "too short"), (9 * tiny.TEXT, "No evidence")])
+def test_a_text_that_is_short_or_without_evidence_is_refused(example, text, told):
+    example.write_text(text)
+    with pytest.raises(SettingsError, match=told):
+        studying.evaluate([studying.load(example)], tiny.memory_model(), SETTINGS, PLAN, [1], Rows(None, {}))
 
 
 def test_the_command_writes_what_it_measured(example, tmp_path, monkeypatch, tiny_folder, capsys):
@@ -87,6 +93,7 @@ def test_the_command_writes_what_it_measured(example, tmp_path, monkeypatch, tin
     assert main(["evaluate", "study", "--texts", str(example), "--steps", "1", "--out", str(out)]) == 0
     told = json.loads(out.read_text())["results"]
     assert told["what"]["models"]["memory_weights"] == "untrained" and told["rows"][1]["steps"] == 1
+    assert main(["evaluate", "study", "--texts", str(example), "--steps=-1", "--out", str(out)]) == 2
     example.with_name("mill.questions.json").unlink()
     capsys.readouterr()
     assert main(["evaluate", "study", "--texts", str(example), "--steps", "1", "--out", str(out)]) == 2

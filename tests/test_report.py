@@ -381,8 +381,8 @@ def test_studying_is_told_with_its_gain_a_minute(written):
         {"steps": None, "texts": ["mill"], "copy": value(0.9, 0.8, 1), "facts": value(0.8, 0.7, 0.9)},
     ]  # fmt: skip
     told = part(written(study={"what": {"ratio": 8}, "rows": rows}), "Studying a document harder")
-    assert told[0] == "2 texts at ratio 8: mill, lake."
-    assert any(line.startswith("| 50 | 0.40 [0.30, 0.50] |") and line.endswith("| 90 |") for line in told)
+    assert told[0] == "Ratio 8; seconds of this machine."
+    assert any(line.startswith("| 50 | 0.40 [0.30, 0.50] |") and line.endswith("| 90 | mill, lake |") for line in told)
     assert any(line.startswith("| the full text | 0.90 [0.80, 1.00] | 0.80 [0.70, 0.90] |  |") for line in told)
     assert any(line.startswith("| 50 | +0.100 [+0.050, +0.150] |") for line in told)
 

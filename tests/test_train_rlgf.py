@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from rlgf_case import ASKED, LAKE, LESSON, MILL, PLAN, SON, ids_of, memory_model, slots_of
 
 from memo import clues
+from memo.adapter import Adapter
 from memo.attention import MemoryWeights
 from memo.cli import main
 from memo.errors import SettingsError
@@ -298,6 +299,29 @@ def test_the_command_trains_on_pairs(tmp_path, command, three_lessons, dpo):
     assert command("rlgf", "pairs.jsonl", "again", *plan, more=start[2:]) == 0
     first = json.loads((tmp_path / "again" / "log.jsonl").read_text().splitlines()[0])
     assert not dpo or first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("dpo", [0, 1])
+def test_the_readers_adapter_is_trained_on(tmp_path, command, three_lessons, dpo):
+    start = MemoryWeights(tiny.memory_model().model)
+    start.adapter = Adapter(tiny.memory_model().model, 4)
+    start.save(tmp_path / "start.safetensors")
+    given = ("--start", str(tmp_path / "start.safetensors"))
+    assert command("pairs", "lessons.jsonl", "pairs.jsonl", *SAMPLING, more=("--reward", "likelihood", *given)) == 0
+    plan = ("steps=2", "batch=2", "most=12", "window=64", "ratio=4", f"dpo={dpo}", "anchor=0", "learning_rate=1e-2")
+    assert command("rlgf", "pairs.jsonl", "run", *plan, more=given) == 0
+    trained = MemoryWeights.load(tmp_path / "run" / "weights.safetensors", tiny.memory_model().model)
+    assert all(low.up.abs().max() > 0 for own in trained.adapter.layers for low in own.values())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    if dpo:  # what it is compared with has not moved
+        assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-5) != lines[1]["loss"]
+
+
+def test_pairs_are_made_in_one_process(tmp_path, command, three_lessons, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("pairs", "lessons.jsonl", "pairs.jsonl", *SAMPLING) == 2
+    assert "pairs runs in one process" in capsys.readouterr().err
+    assert main(["train", "all", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
 
 
 def test_a_run_of_dpo_that_was_killed_goes_on_as_if_it_never_was(tmp_path, command, three_lessons):

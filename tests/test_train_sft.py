@@ -424,6 +424,17 @@ def test_the_commands_make_lessons_and_train_on_them(tmp_path, folder, tiny_fold
     trained = MemoryWeights.load(out / "weights.safetensors", reader.model)
     assert trained.vector.abs().max() > 0
     assert not torch.equal(trained.layers[0]["v_proj"].weight, MemoryWeights(reader.model).layers[0]["v_proj"].weight)
+    low = trained.adapter.layers[0]["mlp/up_proj"]
+    assert low.down.shape[0] == 16 and low.up.abs().max() > 0
+    # killed after the second step it goes on as if it never was
+    whole = (out / "weights.safetensors").read_bytes()
+    (out / "weights.safetensors").unlink()
+    (out / "checkpoint-000003").rename(tmp_path / "gone")
+    assert main(command) == 0 and (out / "weights.safetensors").read_bytes() == whole
+    # and without an adapter the reader stays as it is
+    frozen = [str(tmp_path / "frozen") if word == str(out) else word for word in command]
+    assert main([*frozen, "--set", "rank=0"]) == 0
+    assert MemoryWeights.load(tmp_path / "frozen" / "weights.safetensors", reader.model).adapter is None
 
 
 def test_wrong_use_is_told_in_one_line(tmp_path, folder, capsys):

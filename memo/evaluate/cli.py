@@ -95,7 +95,7 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     speed.add_argument("--visitors", default="1,4,8", metavar="A,B,…", help="asking at once")
     report = command("report", "write RESULTS.md from the JSON files")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
-                        help=f"with qa/NAME.json, memory.json, speed.json (default {RESULTS})")  # fmt: skip
+                        help=f"with qa/NAME.json, memory.json and the others (default {RESULTS})")  # fmt: skip
 
 
 def several(chosen: argparse.Namespace, *names: str) -> dict[str, list[int]]:
@@ -239,7 +239,7 @@ def run_clues(chosen: argparse.Namespace) -> dict[str, Any]:
 def run_study(chosen: argparse.Namespace) -> dict[str, Any]:
     from memo.evaluate import studying
     from memo.models import Models
-    from memo.train.recipe import Studying
+    from memo.train.recipe import Studying, checked
 
     settings, plan = from_environment(), Studying()
     models = Models(settings)
@@ -249,9 +249,10 @@ def run_study(chosen: argparse.Namespace) -> dict[str, Any]:
         "answer_tokens": settings.answer_tokens, "weights": reader.weights_fingerprint,
         "models": {name: names[name] for name in ("memory", "memory_weights")},
     }  # fmt: skip
+    steps = [checked(replace(plan, steps=count)).steps for count in several(chosen, "steps")["steps"]]
+    examples = [studying.load(path) for path in chosen.texts]
     rows = rows_of(chosen.out, {"measure": "study", **what})
-    steps = several(chosen, "steps")["steps"]
-    return {"what": what, "rows": studying.evaluate(chosen.texts, reader, settings, plan, steps, rows, tell)}
+    return {"what": what, "rows": studying.evaluate(examples, reader, settings, plan, steps, rows, tell)}
 
 
 def run_speed(chosen: argparse.Namespace) -> dict[str, Any]:

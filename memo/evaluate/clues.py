@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from memo import answers, clues
+from memo.errors import NothingToAsk
 from memo.evaluate.metrics import contains, f1, interval
 from memo.evaluate.rows import Row, Rows
-from memo.events import Clue
 from memo.generate import LocalGenerator
 from memo.memory import MemoryModel, inference
 from memo.settings import Settings
@@ -44,7 +44,13 @@ def evaluate(
 
     -> `sets` (questions of each), `weights` (name -> metric -> interval, over all questions and by set), `against`
     (name -> those before it -> metric -> interval of the difference). The intervals draw lessons.
+
+    Raises:
+        NothingToAsk: a set has no question with answer and evidence.
     """
+    for label, lessons in sets.items():
+        if not any(map(asked, lessons)):
+            raise NothingToAsk(f"{label} has no question with answer and evidence.", "Choose other lessons.")
     found: dict[str, list[Row]] = {}
     for name, reader in readers.items():
         for label, lessons in sets.items():
@@ -97,17 +103,13 @@ def measure(reader: MemoryModel, judge: Judge, lesson: Lesson, settings: Setting
     for one, written in zip(questions, streams, strict=True):
         said = written.pop("answer").text
         recalled = clues.collect(written, one.question, None)
-
-        def reward(by: Judge, found: Sequence[Clue], one: Asked = one) -> float:
-            return by.reward("recall", lesson, one, by.ranked(one.question, found, passages, vectors))
-
+        finds = {name: by.reward("recall", lesson, one, by.ranked(one.question, found, passages, vectors))
+                 for name, by, found in (("question", judge, ()), ("recall", judge, recalled),
+                                         ("in_use", in_use, recalled))}  # fmt: skip
         targets = encoder.targets(Lesson(lesson.documents, (one,)))
         with inference(reader):
             loss = -torch.stack([each.mean() for each in sft.log_probs(reader, slots, targets)]).mean().item()
-        rows.append({
-            "question": reward(judge, ()), "loss": loss, "recall": reward(judge, recalled),
-            "in_use": reward(in_use, recalled), "f1": f1(said, one.answers), "contains": contains(said, one.answers),
-        })  # fmt: skip
+        rows.append({**finds, "loss": loss, "f1": f1(said, one.answers), "contains": contains(said, one.answers)})
     return rows
 
 

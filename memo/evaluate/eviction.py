@@ -70,7 +70,8 @@ class Prefill:
     @property
     def slots(self) -> Slots:
         """The whole cache."""
-        return Slots([layer.keys[None] for layer in self.layers], [layer.values[None] for layer in self.layers])
+        keys, values = ([getattr(layer, name)[None] for layer in self.layers] for name in ("keys", "values"))
+        return Slots(keys, values, plain=True)
 
 
 @torch.no_grad()
@@ -168,4 +169,4 @@ def evict(read: Prefill, method: str, count: int) -> Slots:
         index = METHODS[method](layer, count)[..., None].expand(-1, -1, layer.keys.shape[2])  # (J, M, D)
         keys.append(layer.keys.gather(1, index)[None])
         values.append(layer.values.gather(1, index)[None])
-    return Slots(keys, values)
+    return Slots(keys, values, plain=True)

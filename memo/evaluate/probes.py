@@ -62,9 +62,10 @@ def score(model: MemoryModel, context: Context, ids: list[int], first: int) -> t
     ids, first = [*context.start, *ids], first + len(context.start)
     tokens = torch.tensor(ids, device=model.device)
     positions = context.position + torch.arange(len(ids) - 1, device=model.device)
-    with inference(model):
+    row = Row(context.slots)
+    with inference(model), model.recalling([row]):
         embeddings = model.model.get_input_embeddings()(tokens[None, :-1])
-        hidden = run(model.model, embeddings, [Row(context.slots)], positions[None])[0]
+        hidden = run(model.model, embeddings, [row], positions[None])[0]
         logits = model.logits(hidden[first - 1 :])  # (n, V)
         return surprisal(logits, tokens[first:]).cpu(), (logits.argmax(dim=-1) == tokens[first:]).cpu()
 

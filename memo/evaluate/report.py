@@ -84,19 +84,20 @@ def report(folder: Path, out: Path) -> None:
     """
     files = load(folder)
     sets = {name: content["results"] for name, content in files["qa"].items()}
-    memory, trained, clues, study, speed = (files[name] and files[name]["results"] for name in SINGLE)
-    parts = ["# Results", *opening(sets, memory, speed), *targets(sets, speed)]
+    single = {name: files[name] and files[name]["results"] for name in SINGLE}
+    memory, speed = single["memory"], single["speed"]
+    parts = ["# Results", *opening(sets, single), *targets(sets, speed)]
     if sets:
         parts += retrieval(sets) + answers(sets) + ablation(sets) + losses(sets)
     else:
         parts += ["## Retrieval and answers", "Not measured: there is no file in `qa/`."]
     parts += kept(memory) if memory else ["## The memory", "Not measured: there is no `memory.json`."]
-    parts += ["## The trained memory", *kept(trained)[1:]] if trained else []
-    parts += recalled(clues) if clues else []
-    parts += studied(study) if study else []
+    parts += ["## The trained memory", *kept(single["memory-trained"])[1:]] if single["memory-trained"] else []
+    parts += recalled(single["clues"]) if single["clues"] else []
+    parts += studied(single["study"]) if single["study"] else []
     parts += fast(speed) if speed else ["## Speed", "Not measured: there is no `speed.json`."]
     parts += limits(sets, memory, speed)
-    if any((sets, memory, speed)):
+    if any(files.values()):
         parts += ["## Every number", *(part for name, results in sets.items() for part in one_set(name, results))]
         parts += [*settings(sets), *sources(files)]
     write_atomic(out, "\n\n".join(parts) + "\n")
@@ -105,15 +106,19 @@ def report(folder: Path, out: Path) -> None:
 # --- what was measured, and what was aimed at ------------------------------------------------------------------------
 
 
-def opening(sets: Mapping[str, Results], memory: Results | None, speed: Results | None) -> list[str]:
+def opening(sets: Mapping[str, Results], single: Mapping[str, Results | None]) -> list[str]:
     """A few sentences: what was measured, with which models, and how to read a difference."""
     what = []
     if sets:
         asked, answered = (sum(results[name] for results in sets.values()) for name in ("questions", "answered"))
         told = f"{len(sets)} question set{'s' * (len(sets) > 1)} with {asked:,} questions, {answered:,} of them"
         what.append(told + " answered, by strategies that differ only in what they read")
-    what += [f"what the memory keeps of {len(memory['what']['texts'])} texts"] if memory else []
-    what += ["speed"] if speed else []
+    for name, kind in (("memory", "memory"), ("memory-trained", "trained memory")):
+        if results := single[name]:
+            what.append(f"what the {kind} keeps of {len(results['what']['texts'])} texts")
+    what += ["what is recalled after each stage of training"] if single["clues"] else []
+    what += ["what studying a document harder gains"] if single["study"] else []
+    what += ["speed"] if single["speed"] else []
     if not what:
         return ["Nothing is measured yet."]
     sentences = [f"Measured: {'; '.join(what)}."]

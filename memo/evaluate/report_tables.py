@@ -185,8 +185,9 @@ def _lookup(rows: Sequence[Results]) -> list[str]:
 
 
 RECALLED = {
-    "loss": "loss of the clues", "recall": "recall@3, clues at weight 1", "in_use": "recall@3, clues as in answering",
-    "f1": "F1 from memory alone", "contains": "holds the answer",
+    "loss": "loss of clues and answers", "recall": "recall@3, clues at weight 1",
+    "in_use": "recall@3, clues as in answering", "f1": "F1 from memory alone",
+    "contains": "holds the answer",
 }  # fmt: skip
 
 
@@ -202,7 +203,8 @@ def recalled(clues: Results) -> list[str]:
         "## What is recalled",
         f"Questions that no weights were trained on ({sets}), clues recalled greedily at ratio"
         f" {clues['what']['ratio']}, without names and pointers. Recall@3 of the question alone: {alone}."
-        " Below, what each of the weights changes from those before:",
+        " Below, what each of the weights changes from those before. Intervals are drawn over lessons: stretches of one"
+        " document count as several.",
         table(weights.items(), ("weights", lambda row: row[0]), *columns),
         table(pairs, ("difference", lambda row: row[0]), *changes),
     ]  # fmt: skip
@@ -214,11 +216,12 @@ def studied(study: Results) -> list[str]:
     names = {"copy": "copy", "facts": "facts", "f1": "F1 from memory alone", "contains": "holds the answer"}
     columns: list[Column] = [(title, lambda row, m=m: interval(row.get(m))) for m, title in names.items()]
     columns.append(("seconds", lambda row: number(row["seconds"]["mean"]) if row["steps"] else ""))
+    columns.append(("texts", lambda row: ", ".join(row["texts"])))
     gains: list[Column] = [(title, lambda row, m=m: difference(row["per_minute"][m])) for m, title in names.items()]
     step = ("steps", lambda row: "the full text" if row["steps"] is None else str(row["steps"]))
     return [
         "## Studying a document harder",
-        f"{_whose(what)}{len(rows[0]['texts'])} texts at ratio {what['ratio']}: {', '.join(rows[0]['texts'])}.",
+        f"{_whose(what)}Ratio {what['ratio']}; seconds of this machine.",
         table(rows, step, *columns),
         "Gained a minute:",
         table((row for row in rows if row["steps"]), step, *gains),

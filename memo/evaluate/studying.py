@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from memo.evaluate.metrics import contains, f1, interval
 from memo.evaluate.probes import NEXT, Case, Context, remembered_alone
 from memo.evaluate.rows import Row, Rows
 from memo.generate import LocalGenerator
+from memo.library import text_hash
 from memo.memory import DocumentMemory, MemoryModel, read_all
 from memo.settings import Settings
 from memo.train.recipe import Studying
@@ -35,8 +36,17 @@ METRICS = ("copy", "facts", "f1", "contains")
 Question = tuple[str, str]  # and its answer
 
 
-def load(path: Path) -> tuple[str, list[tuple[Question, list[str]]]]:
-    """An example's text, and its questions with their evidence.
+@dataclass(frozen=True)
+class Example:
+    """A text, and its questions with their evidence."""
+
+    name: str
+    text: str
+    questions: tuple[tuple[Question, tuple[str, ...]], ...]
+
+
+def load(path: Path) -> Example:
+    """A text, and the `<name>.questions.json` beside it.
 
     Raises:
         SettingsError: the file of questions holds something else.
@@ -44,47 +54,52 @@ def load(path: Path) -> tuple[str, list[tuple[Question, list[str]]]]:
     beside = path.with_name(f"{path.stem}.questions.json")
     try:
         found = json.loads(beside.read_text(encoding="utf-8"))["questions"]
-        asked = [((one["question"], one["answer"]), [str(piece) for piece in one["evidence"]]) for one in found]
+        asked = [((one["question"], one["answer"]), tuple(map(str, one["evidence"]))) for one in found]
     except (ValueError, KeyError, TypeError) as error:
         told = f"{beside.name} holds no questions with answer and evidence."
         raise SettingsError(told, "See assets/examples for how it looks.") from error
-    return path.read_text(encoding="utf-8"), asked
+    return Example(path.stem, path.read_text(encoding="utf-8"), tuple(asked))
 
 
 def evaluate(
-    paths: Sequence[Path], reader: MemoryModel, settings: Settings, plan: Studying, steps: Sequence[int], rows: Rows,
-    tell: Callable[[Any], None] = print,
-) -> list[Row]:
-    """paths: texts with `<name>.questions.json` beside them. steps: of studying, each a run of its own.
+    examples: Sequence[Example], reader: MemoryModel, settings: Settings, plan: Studying, steps: Sequence[int],
+    rows: Rows, tell: Callable[[Any], None] = print,
+) -> list[Row]:  # fmt: skip
+    """steps: of studying, each number a run of its own. rows: keep what is measured, by text and questions.
 
     Raises:
-        SettingsError: see `load`, or a text is too short.
+        SettingsError: a text is too short, or holds no evidence of any question.
     """
-    for path in paths:
-        text, asked = load(path)
-        tokens = len(reader.encode(text)[0]) - 2 * NEXT
+    every = []
+    for example in examples:
+        tokens = len(reader.encode(example.text)[0]) - 2 * NEXT
         if tokens < NEXT:
-            raise SettingsError(f"{path.name} is too short.", f"It needs {3 * NEXT} tokens at least.")
-        case = Case(reader, path.stem, text, tokens, plan.seed)
+            raise SettingsError(f"{example.name} is too short.", f"It needs {3 * NEXT} tokens at least.")
+        case = Case(reader, example.name, example.text, tokens, plan.seed)
         read = " ".join(case.text.split())
         questions = [
-            one for one, evidence in asked if evidence and all(" ".join(piece.split()) in read for piece in evidence)
-        ]
-        memory = read_all(reader.memorize(case.text, path.stem, settings.ratio, settings.window))
+            one for one, evidence in example.questions
+            if evidence and all(" ".join(piece.split()) in read for piece in evidence)
+        ]  # fmt: skip
+        if not questions:
+            raise SettingsError(f"No evidence of its questions stands in {example.name}.", "Choose another text.")
+        about = {"text": example.name, "tokens": tokens, "questions": len(questions)}
+        identity = text_hash(example.text + repr(example.questions))[:12]
+        memory = read_all(reader.memorize(case.text, example.name, settings.ratio, settings.window))
         for count in (0, *steps):
-            key = f"{path.stem} {count}"
+            key = f"{example.name} {identity} {count}"
             if key not in rows.done:
                 began, studied = time.monotonic(), memory
                 for lap in study(reader, memory, case.text, replace(plan, steps=count)) if count else ():
                     studied = lap if isinstance(lap, DocumentMemory) else memory
                 seconds = time.monotonic() - began if count else 0.0
-                row = {"text": path.stem, "steps": count, "tokens": tokens, "slots": memory.slots,
-                       "questions": len(questions), "seconds": seconds}  # fmt: skip
-                rows.add(key, [row | measured(reader, case, studied, questions, settings.answer_tokens)])
+                found = measured(reader, case, studied, questions, settings.answer_tokens)
+                rows.add(key, [{**about, "steps": count, "slots": memory.slots, "seconds": seconds, **found}])
                 tell(rows.done[key][0])
-        if case.fits and f"{path.stem} full" not in rows.done:
-            rows.add(f"{path.stem} full", [{"text": path.stem, "steps": None, **kept(case, case.full)}])
-    return summary([row for some in rows.done.values() for row in some])
+            every += rows.done[key]
+        if case.fits:
+            every.append({**about, "steps": None, **kept(case, case.full)})
+    return summary(every)
 
 
 def kept(case: Case, context: Context) -> dict[str, float]:
@@ -103,7 +118,7 @@ def measured(
         pass
     run.close()
     said = [(stream.text, [answer]) for stream, (_, answer) in zip(streams, questions, strict=True)]
-    means = {name: sum(of(text, answers) for text, answers in said) / max(1, len(said))
+    means = {name: sum(of(text, answers) for text, answers in said) / len(said)
              for name, of in (("f1", f1), ("contains", contains))}  # fmt: skip
     return kept(case, context) | means
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
@@ -229,6 +230,12 @@ def _sft(settings: Settings, plan: Tuning, arguments: argparse.Namespace) -> Non
     _train(reader, accelerator, sft.groups(reader, known, plan), losses, plan, arguments)
 
 
+def _alone(stage: str) -> None:
+    """Raises SettingsError in one of several processes: each would write the same file."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError(f"{stage} runs in one process.", "Give the command without a launcher.")
+
+
 def _pairs(arguments: argparse.Namespace) -> int:
     from memo.attention import MemoryWeights
     from memo.generate import LocalGenerator
@@ -236,6 +243,7 @@ def _pairs(arguments: argparse.Namespace) -> int:
     from memo.models import Models
     from memo.train import lessons, rewards, rlgf
 
+    _alone("pairs")
     settings, plan = from_environment(), changed(Rewarding(), arguments.changes)
     models = Models(settings)
     plain = models.memory_model()
@@ -271,6 +279,7 @@ def _rlgf(settings: Settings, plan: Rewarding, arguments: argparse.Namespace) ->
 
 
 def _all(arguments: argparse.Namespace) -> int:
+    _alone("all")
     parser = argparse.ArgumentParser()
     add_parsers(parser)
     for words in recipe(arguments.data, arguments.out):

@@ -103,7 +103,8 @@ def behind(reader: MemoryModel, slots: Slots, rows: Sequence[Tensor]) -> list[Te
     itself = torch.block_diag(*[torch.ones(size, size, device=reader.device).tril() for size in sizes]).bool()
     visible = torch.cat([itself.new_ones(len(itself), sequence.position), itself], dim=1)  # (n, M + n)
     embeddings = reader.model.get_input_embeddings()(torch.cat(list(rows), dim=1))
-    return list(run(reader.model, embeddings, [sequence], positions[None], visible).split(sizes, dim=1))
+    with reader.recalling([sequence]):
+        return list(run(reader.model, embeddings, [sequence], positions[None], visible).split(sizes, dim=1))
 
 
 def next_loss(surprises: Sequence[Tensor], begins: Sequence[bool]) -> Tensor | None:

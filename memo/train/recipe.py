@@ -65,7 +65,7 @@ class Tuning(Plan):
     ratios: tuple[int, ...] = (4, 8, 8, 16)
     most: int = 48  # tokens of a target
     nothing: float = 0.1  # share of the lessons with a question that their documents do not answer
-    rank: int = 16  # of the reader's adapter, where the weights have none yet; 0: the reader stays frozen
+    rank: int = 16  # of the reader's adapter, where the weights have none yet; 0: none is added
 
 
 REWARDS = ("recall", "likelihood", "f1")  # what makes clues good, see `rewards`

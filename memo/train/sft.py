@@ -123,8 +123,7 @@ def log_probs(reader: MemoryModel, slots: Slots, targets: Sequence[Target]) -> l
     """log p of each token of each target after the memory and its prompt. (t,) each"""
     rows = [torch.tensor([target.prompt + target.ids], device=reader.device) for target in targets]
     found = []
-    with reader.recalling():
-        hidden = behind(reader, slots, [row[:, :-1] for row in rows])
+    hidden = behind(reader, slots, [row[:, :-1] for row in rows])
     for target, row, one in zip(targets, rows, hidden, strict=True):
         first = len(target.prompt)
         found.append(-reader.surprise(one[:, first - 1 :], row[:, first:])[0])

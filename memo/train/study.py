@@ -77,18 +77,17 @@ def questions(
     reader: MemoryModel, teacher: Slots, part: int, plan: Studying, draw: torch.Generator
 ) -> list[Exercise]:
     """Questions that the model asks about a part of the text it has before it, and its answers."""
-    generator, found = LocalGenerator(reader, ""), []
+    generator = LocalGenerator(reader, "")
     ask = Prompt((("system", clues.READER), ("user", WRITE)), 1)
     prompts = plan.questions * [generator.encode(ask)]
     asked = sample(reader, teacher, prompts, plan.asked, plan.temperature, generator.ends, draw)
-    for ids in asked:
-        question = " ".join(reader.tokenizer.decode(ids, skip_special_tokens=True).split())
-        if not clues.key_of(question):
-            continue
-        first = generator.encode(memory_prompt(question, 1))
-        [answer] = sample(reader, teacher, [first], plan.answered, plan.temperature, generator.ends, draw)
-        found.append(Exercise(part, (*first, *answer, generator.end), len(first)))
-    return found
+    texts = [" ".join(reader.tokenizer.decode(ids, skip_special_tokens=True).split()) for ids in asked]
+    prompts = [generator.encode(memory_prompt(text, 1)) for text in texts if clues.key_of(text)]
+    said = sample(reader, teacher, prompts, plan.answered, plan.temperature, generator.ends, draw) if prompts else []
+    return [
+        Exercise(part, (*prompt, *answer, generator.end), len(prompt))
+        for prompt, answer in zip(prompts, said, strict=True)
+    ]
 
 
 def stretch(reader: MemoryModel, ids: Sequence[int], part: int, plan: Studying, draw: random.Random) -> Exercise:
