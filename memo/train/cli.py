@@ -251,8 +251,9 @@ def _pairs(arguments: argparse.Namespace) -> int:
     reader = MemoryModel(plain.model, plain.tokenizer, weights)
     judge = rewards.Judge(models.embedder(), LocalGenerator(plain, ""), settings, plan.clue_weight)
     known = [lesson for path in arguments.data for lesson in lessons.load(path)][: arguments.limit or None]
-    about = {
-        "plan": asdict(plan), "reward": arguments.reward, "model": reader.fingerprint,
+    drawn = ("window", "ratio", "most", "samples", "temperature", "clue_weight", "least_gain", "seed")
+    about = {  # nothing of how it is trained on them
+        "plan": {name: getattr(plan, name) for name in drawn}, "reward": arguments.reward, "model": reader.fingerprint,
         "weights": reader.weights_fingerprint, "embedder": judge.embedder.name,
         "settings": [settings.passage_tokens, settings.context_tokens, settings.answer_tokens],
         "lessons": [hashlib.sha256(path.read_bytes()).hexdigest() for path in arguments.data],

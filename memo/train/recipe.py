@@ -75,10 +75,10 @@ REWARDS = ("recall", "likelihood", "f1")  # what makes clues good, see `rewards`
 class Rewarding(Plan):
     """RLGF: pairs of sampled clues, see `rlgf`."""
 
-    steps: int = 100
-    batch: int = 8
+    steps: int = 30
+    batch: int = 4
     micro: int = 1
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     window: int = 512
     ratio: int = 8
     most: int = 40  # tokens of a kind of clues
@@ -123,7 +123,7 @@ LESSONS = (
     "fairytaleqa --split train --context group --limit 1500", "qmsum --split train --context group --limit 400",
 )  # fmt: skip
 # lessons of each set from which clues are sampled for pairs; those of a long document have several questions
-PAIRED = {"2wiki": 60, "hotpotqa": 60, "musique": 60, "squad": 10, "fairytaleqa": 10, "qmsum": 20}
+PAIRED = {"2wiki": 60, "hotpotqa": 30, "musique": 30, "squad": 10, "fairytaleqa": 10, "qmsum": 20}
 
 
 def recipe(data: str, out: str) -> list[list[str]]:
