@@ -14,7 +14,7 @@ model; here the weights of the reader are shared with the generator, which must 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -76,6 +76,11 @@ class Adapter(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def rank_of(state: Mapping[str, Tensor]) -> int:
+    """The rank of the adapter among saved weights; 0 where there is none."""
+    return next((len(tensor) for name, tensor in state.items() if name.endswith(".down")), 0)
 
 
 def _linears(layer: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -31,7 +31,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from memo.adapter import Adapter
+from memo.adapter import Adapter, rank_of
 from memo.errors import ModelError
 
 NAME = "memo"  # the attention function's name in a model's configuration
@@ -291,9 +291,8 @@ class MemoryWeights(nn.Module):
         try:
             for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
                 state |= load_file(file)
-            ranks = {len(tensor) for name, tensor in state.items() if name.endswith(".down")}
-            if ranks:
-                weights.adapter = Adapter(model, ranks.pop()).requires_grad_(False)
+            if rank := rank_of(state):
+                weights.adapter = Adapter(model, rank).requires_grad_(False)
             weights.load_state_dict(state)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(f"The memory weights {path.name} do not fit this model, or cannot be read.") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -101,12 +102,18 @@ class Generator(Protocol):
 
 def write(generator: Generator, prompt: Prompt) -> Stream:
     """The finished answer to one prompt; it carries its error, if there was one."""
+    [stream] = write_all(generator, [prompt])
+    return stream
+
+
+def write_all(generator: Generator, prompts: Sequence[Prompt]) -> list[Stream]:
+    """The finished answers to several prompts, written in one batch; each carries its error, if there was one."""
     run = generator.open()
-    stream = run.add(prompt)
+    streams = [run.add(prompt) for prompt in prompts]
     while run.step():
         pass
     run.close()
-    return stream
+    return streams
 
 
 # --- the local model -------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from memo import answers, clues
 from memo.errors import NothingToAsk
 from memo.evaluate.metrics import contains, f1, interval
 from memo.evaluate.rows import Row, Rows
-from memo.generate import LocalGenerator
+from memo.generate import LocalGenerator, Prompt, write_all
 from memo.memory import MemoryModel, inference
 from memo.settings import Settings
 from memo.train import sft
@@ -87,15 +87,13 @@ def measure(reader: MemoryModel, judge: Judge, lesson: Lesson, settings: Setting
     encoder, generator = sft.Encoder(reader, Tuning.most), LocalGenerator(reader, "")
     with inference(reader):
         slots = sft.memorize(reader, encoder.documents(lesson.documents), settings.window, settings.ratio)
-    run, streams = generator.open(), []
+    prompts: list[dict[str, Prompt]] = []
     for one in questions:
-        prompts = {kind: clues.prompt(kind, one.question, settings.clue_tokens, slots=slots,
-                                      stop_at=2 * clues.LINES) for kind in clues.KINDS}  # fmt: skip
-        prompts["answer"] = answers.memory_prompt(one.question, settings.answer_tokens, slots)
-        streams.append({kind: run.add(prompt) for kind, prompt in prompts.items()})
-    while run.step():
-        pass
-    run.close()
+        every = {kind: clues.prompt(kind, one.question, settings.clue_tokens, slots=slots, stop_at=2 * clues.LINES)
+                 for kind in clues.KINDS}  # fmt: skip
+        prompts.append({**every, "answer": answers.memory_prompt(one.question, settings.answer_tokens, slots)})
+    finished = iter(write_all(generator, [prompt for every in prompts for prompt in every.values()]))
+    streams = [{kind: next(finished) for kind in every} for every in prompts]
     in_use = Judge(judge.embedder, judge.generator, judge.settings, answers.CLUE_WEIGHT)
     passages = judge.passages(lesson)
     vectors = torch.tensor(judge.embedder.encode([passage.text for passage in passages]))

@@ -70,7 +70,7 @@ class Prefill:
     @property
     def slots(self) -> Slots:
         """The whole cache."""
-        keys, values = ([getattr(layer, name)[None] for layer in self.layers] for name in ("keys", "values"))
+        keys, values = [layer.keys[None] for layer in self.layers], [layer.values[None] for layer in self.layers]
         return Slots(keys, values, plain=True)
 
 

@@ -25,7 +25,7 @@ from memo.errors import SettingsError
 from memo.evaluate.metrics import contains, f1, interval
 from memo.evaluate.probes import NEXT, Case, Context, remembered_alone
 from memo.evaluate.rows import Row, Rows
-from memo.generate import LocalGenerator
+from memo.generate import LocalGenerator, write_all
 from memo.library import text_hash
 from memo.memory import DocumentMemory, MemoryModel, read_all
 from memo.settings import Settings
@@ -89,9 +89,8 @@ def evaluate(
         for count in (0, *steps):
             key = f"{example.name} {identity} {count}"
             if key not in rows.done:
-                began, studied = time.monotonic(), memory
-                for lap in study(reader, memory, case.text, replace(plan, steps=count)) if count else ():
-                    studied = lap if isinstance(lap, DocumentMemory) else memory
+                began = time.monotonic()
+                studied = read_all(study(reader, memory, case.text, replace(plan, steps=count))) if count else memory
                 seconds = time.monotonic() - began if count else 0.0
                 found = measured(reader, case, studied, questions, settings.answer_tokens)
                 rows.add(key, [{**about, "steps": count, "slots": memory.slots, "seconds": seconds, **found}])
@@ -112,11 +111,8 @@ def measured(
 ) -> dict[str, float]:
     """copy, facts, f1 and contains of one memory."""
     context = remembered_alone(reader, memory)
-    run = LocalGenerator(reader, "").open()
-    streams = [run.add(memory_prompt(question, most, context.slots)) for question, _ in questions]
-    while run.step():
-        pass
-    run.close()
+    prompts = [memory_prompt(question, most, context.slots) for question, _ in questions]
+    streams = write_all(LocalGenerator(reader, ""), prompts)
     said = [(stream.text, [answer]) for stream, (_, answer) in zip(streams, questions, strict=True)]
     means = {name: sum(of(text, answers) for text, answers in said) / len(said)
              for name, of in (("f1", f1), ("contains", contains))}  # fmt: skip

@@ -57,15 +57,14 @@ def sample(
 
     They are without the token that ended them. A prompt that stands there several times is read once.
     """
-    rows: list[Row] = []
+    asked = [tuple(prompt) for prompt in prompts]
     read: dict[tuple[int, ...], tuple[Row, Tensor]] = {}
     with inference(reader):
-        for prompt in map(tuple, prompts):
-            if prompt not in read:
-                row = Row(slots)
-                read[prompt] = row, reader.advance(torch.tensor([prompt], device=reader.device), [row])
-            rows.append(read[prompt][0].fork())
-        logits = torch.cat([read[tuple(prompt)][1] for prompt in prompts])  # (prompts, V)
+        for prompt in dict.fromkeys(asked):
+            row = Row(slots)
+            read[prompt] = row, reader.advance(torch.tensor([prompt], device=reader.device), [row])
+        rows = [read[prompt][0].fork() for prompt in asked]
+        logits = torch.cat([read[prompt][1] for prompt in asked])  # (prompts, V)
         said: list[list[int]] = [[] for _ in rows]
         going = list(range(len(rows)))
         while going:
