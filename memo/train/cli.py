@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from memo.memory import MemoryModel
+    from memo.train.texts import TokenFile
 
 
 def add_parsers(top: argparse.ArgumentParser) -> None:
@@ -59,6 +60,8 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     written.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     sft = stage("sft", "teach the memory to bring back clues")
     sft.add_argument("--data", nargs="+", required=True, metavar="FILE.jsonl", help="lessons")
+    sft.add_argument("--texts", nargs="+", default=[], metavar="SOURCE",
+                     help="as --data of pretrain: what a step also reads where the plan has a replay")  # fmt: skip
     pairs = commands.add_parser("pairs", help="sample clues and reward them, for rlgf")
     pairs.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE.jsonl", help="lessons")
     pairs.add_argument("--start", type=Path, metavar="PATH", help="memory weights that recall (default: untrained)")
@@ -79,6 +82,7 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     ship.add_argument("--sets", type=Path, nargs="+", required=True, metavar="DIR",
                       help="what it was trained on; META.json tells the licence")  # fmt: skip
     ship.add_argument("--results", type=Path, metavar="FILE.json", help="of memo evaluate memory with these weights")
+    ship.add_argument("--hardware", default="", metavar="TEXT", help="what it was trained on (default: this machine)")
     ship.add_argument("--out", type=Path, required=True, metavar="DIR")
 
 
@@ -156,14 +160,21 @@ def _each(path: Path, about: dict[str, Any], items: Sequence[Any], make: Callabl
     return [row for unit in done.done.values() for row in unit]
 
 
-def _pretrain(settings: Settings, plan: Pretraining, arguments: argparse.Namespace) -> None:
-    from memo.train import pretrain, setup, texts
+def _tokens(reader: MemoryModel, accelerator: Accelerator, sources: Sequence[str], folder: Path) -> TokenFile:
+    """The texts in tokens; read by one process, if there are several."""
+    from memo.train import texts
 
-    reader, accelerator = setup.reader(settings, arguments.start)
-    sources = [texts.Source.parse(text) for text in arguments.data]
     with accelerator.main_process_first():
         key = hashlib.sha256(reader.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-        tokens = texts.tokenize(sources, lambda text: reader.encode(text)[0], key, arguments.out.parent)
+        parsed = [texts.Source.parse(text) for text in sources]
+        return texts.tokenize(parsed, lambda text: reader.encode(text)[0], key, folder)
+
+
+def _pretrain(settings: Settings, plan: Pretraining, arguments: argparse.Namespace) -> None:
+    from memo.train import pretrain, setup
+
+    reader, accelerator = setup.reader(settings, arguments.start, plan.rank, recalls=True)
+    tokens = _tokens(reader, accelerator, arguments.data, arguments.out.parent)
     losses = partial(pretrain.losses, reader, plan=plan)
     _train(reader, accelerator, pretrain.groups(tokens, plan), losses, plan, arguments)
 
@@ -222,12 +233,20 @@ def _synthesize(arguments: argparse.Namespace) -> int:
 
 
 def _sft(settings: Settings, plan: Tuning, arguments: argparse.Namespace) -> None:
-    from memo.train import lessons, setup, sft
+    from memo.train import lessons, packed, setup, sft
 
+    if bool(plan.replay) != bool(arguments.texts):
+        raise SettingsError("A replay needs texts, and texts a replay.", "Give both --texts and --set replay=N.")
     known = [lesson for path in arguments.data for lesson in lessons.load(Path(path))]
     reader, accelerator = setup.reader(settings, arguments.start, plan.rank, recalls=True)
-    losses = partial(sft.losses, reader, plan=plan)
-    _train(reader, accelerator, sft.groups(reader, known, plan), losses, plan, arguments)
+    if plan.windows:
+        groups, losses = packed.groups(reader, known, plan), partial(packed.losses, reader)
+    else:
+        groups, losses = sft.groups(reader, known, plan), partial(sft.losses, reader, plan=plan)
+    if plan.replay:
+        tokens = _tokens(reader, accelerator, arguments.texts, arguments.out.parent)
+        groups, losses = packed.with_replay(reader, groups, losses, tokens, plan)
+    _train(reader, accelerator, groups, losses, plan, arguments)
 
 
 def _alone(stage: str) -> None:
@@ -300,6 +319,7 @@ def _ship(arguments: argparse.Namespace) -> int:
     if arguments.results:
         measured = report.read(arguments.results, "memory")["results"]
         results = "\n\n".join(report_tables.kept(measured)[1:])  # without its heading
-    chain = ship.ship(arguments.run, arguments.out, arguments.name, ship.licences(arguments.sets), results)
+    chain = ship.ship(arguments.run, arguments.out, arguments.name, ship.licences(arguments.sets), results,
+                      arguments.hardware)  # fmt: skip
     print(f"{' → '.join(one['stage'] for one in chain)}: {arguments.out}")
     return 0

@@ -58,19 +58,28 @@ class Batch:
         return replace(self, ids=self.ids[start:end], spans=self.spans[start:end])
 
 
+def begin_windows(windows: int, parted: float, draw: random.Random) -> tuple[bool, ...]:
+    """Which windows begin a document: the first; with probability `parted` about half of the others too.
+
+    The last of several goes on, else there would be no next token after a memory.
+    """
+    some = draw.random() < parted
+    begins = [i == 0 or (some and draw.random() < 0.5) for i in range(windows)]
+    begins[-1] = windows == 1
+    return tuple(begins)
+
+
 def make(tokens: TokenFile, drawn_pieces: list[Piece], plan: Pretraining, draw: random.Random) -> Batch:
     """Draws ratios, beginnings and stretches for some pieces of as many windows each."""
     windows = drawn_pieces[0].windows
     length = windows * plan.window
     ids = torch.stack([tokens.piece(piece.start, length) for piece in drawn_pieces])
     ratios = tuple(draw.choice(plan.ratios) for _ in range(windows))
-    parted = draw.random() < plan.parted  # in how many documents a piece is read: one, or some
-    begins = [i == 0 or (parted and draw.random() < 0.5) for i in range(windows)]
-    begins[-1] = windows == 1  # one window at least goes on, else there would be no next token after a memory
+    begins = begin_windows(windows, plan.parted, draw)
     span = draw.randint(*plan.span)
     kept = plan.kept(windows)
     spans = [[draw.randrange(kept * plan.window - span + 1) for _ in range(plan.spans * kept)] for _ in drawn_pieces]
-    return Batch(ids, plan.window, ratios, tuple(begins), torch.tensor(spans), span, draw.randint(*plan.given))
+    return Batch(ids, plan.window, ratios, begins, torch.tensor(spans), span, draw.randint(*plan.given))
 
 
 def read(

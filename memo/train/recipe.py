@@ -47,6 +47,7 @@ class Pretraining(Plan):
     given: tuple[int, int] = (4, 12)  # how many of them are given
     next_weight: float = 0.5  # of the next-token loss; the repeated stretches have 1
     through: int = 0  # 1: gradients through the text's own reading too, and the next-token loss of every window
+    rank: int = 0  # of an adapter of the reader that is trained along, where the weights have none yet; 0: none
 
     def kept(self, windows: int) -> int:
         """How many windows of a piece are memorized: where its last one is only predicted, all but that."""
@@ -66,6 +67,10 @@ class Tuning(Plan):
     most: int = 48  # tokens of a target
     nothing: float = 0.1  # share of the lessons with a question that their documents do not answer
     rank: int = 16  # of the reader's adapter, where the weights have none yet; 0: none is added
+    windows: int = 0  # of the stream a lesson is packed into, see `packed`; 0: lessons are read one by one, as they are
+    parted: float = 0.3  # share of the packed batches whose streams are read as several documents
+    targets: int = 6  # of a packed lesson, at most
+    replay: int = 0  # pieces of pre-training that each step reads beside its lessons (of the texts in --texts)
 
 
 REWARDS = ("recall", "likelihood", "f1")  # what makes clues good, see `rewards`
@@ -111,17 +116,21 @@ class Studying(Plan):
     temperature: float = 0.8
 
 
-# What the shipped weights were made with: texts, with the tokens of each at most, and question sets for lessons
+# What the shipped weights were made with: texts, with the tokens of each at most, question sets for lessons, and what
+# differs from the plans above. One H200 read 16 pieces and 32 lessons at once (`--set micro=16`, `micro=32`); the
+# gradient is the same however many are read together.
 TEXTS = (
-    "books:train@1500000", "court_opinions:train@400000", "fed:train@500000", "factbook:train@400000",
-    "us_speeches:train", "wikitext2:train@800000", "scisumm:train@500000", "cuad:train@400000", "qmsum:train@400000",
-    "fairytaleqa:train",
+    "books:train@5000000", "court_opinions:train@1200000", "fed:train@1200000", "factbook:train@1000000",
+    "us_speeches:train", "wikitext2:train@2000000", "scisumm:train@1500000", "cuad:train@1200000",
+    "qmsum:train@1000000", "fairytaleqa:train", "medquad:train@1000000",
 )  # fmt: skip
 LESSONS = (
     "2wiki --split train_small", "hotpotqa --split train_small", "musique --split train_small",
-    "squad --split train_part_v1.1 --context group --limit 1500",
-    "fairytaleqa --split train --context group --limit 1500", "qmsum --split train --context group --limit 400",
+    "squad --split train_part_v1.1 --context group", "fairytaleqa --split train --context group",
+    "qmsum --split train --context group",
 )  # fmt: skip
+PRETRAINED = ("steps=90", "batch=16", "rank=16")
+TUNED = ("steps=65", "batch=32", "learning_rate=7e-4", "windows=4", "replay=12")
 # lessons of each set from which clues are sampled for pairs; those of a long document have several questions
 PAIRED = {"2wiki": 60, "hotpotqa": 30, "musique": 30, "squad": 10, "fairytaleqa": 10, "qmsum": 20}
 
@@ -132,12 +141,14 @@ def recipe(data: str, out: str) -> list[list[str]]:
     The weights that are shipped say in their card after which of them they were taken.
     """
     known = [f"{out}/{line.split()[0]}.jsonl" for line in LESSONS]
-    commands = [["pretrain", "--data", *(f"{data}/{text}" for text in TEXTS), "--out", f"{out}/pretrain"]]
+    texts = [f"{data}/{text}" for text in TEXTS]
+    commands = [["pretrain", "--data", *texts, *_set(PRETRAINED), "--out", f"{out}/pretrain"]]
     for line, file in zip(LESSONS, known, strict=True):
         name, *more = line.split()
         commands.append(["lessons", "--data", f"{data}/{name}", *more, "--most", "1536", "--out", file])
     pretrained, tuned = f"{out}/pretrain/weights.safetensors", f"{out}/sft/weights.safetensors"
-    commands.append(["sft", "--data", *known, "--start", pretrained, "--out", f"{out}/sft"])
+    sft = ["sft", "--data", *known, "--texts", *texts, *_set(TUNED), "--start", pretrained, "--out", f"{out}/sft"]
+    commands.append(sft)
     paired = [f"{out}/pairs-{name}.jsonl" for name in PAIRED]
     for (name, limit), file in zip(PAIRED.items(), paired, strict=True):
         lessons = f"{out}/{name}.jsonl"
@@ -145,9 +156,13 @@ def recipe(data: str, out: str) -> list[list[str]]:
     return [*commands, ["rlgf", "--data", *paired, "--start", tuned, "--out", f"{out}/rlgf"]]
 
 
+def _set(changes: tuple[str, ...]) -> list[str]:
+    return [word for change in changes for word in ("--set", change)]
+
+
 MAY_BE_ZERO = (
     "warmup", "final", "weight_decay", "seed", "parted", "spans", "next_weight", "nothing", "dpo", "anchor",
-    "least_gain", "through", "rank",
+    "least_gain", "through", "rank", "replay", "windows",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
+from memo.adapter import rank_of
 from memo.errors import SettingsError
 from memo.evaluate.hub import is_hub
 from memo.evaluate.record import commit, processor
@@ -67,10 +68,12 @@ def curve(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def card(name: str, chain: Sequence[dict[str, Any]], data: str, results: str, rank: int = 0) -> str:
+def card(
+    name: str, chain: Sequence[dict[str, Any]], data: str, results: str, rank: int = 0, hardware: str = ""
+) -> str:
     """The model card. data: a paragraph about the texts and their licences. results: tables, or nothing yet.
 
-    rank: of the reader's adapter, if there is one.
+    rank: of the reader's adapter, if there is one. hardware: what it was trained on (default: this machine).
     """
     adapter = f"\n\n{ADAPTER.format(rank=rank)}" if rank else ""
     rows = [
@@ -99,7 +102,7 @@ without it, and fit no other model.{adapter}
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-On {processor()}, in bfloat16 with float32 weights; commit {commit()}. All numbers of the plans:
+On {hardware or processor()}, in bfloat16 with float32 weights; commit {commit()}. All numbers of the plans:
 
 {plans}
 
@@ -137,8 +140,12 @@ def licences(folders: Sequence[Path]) -> str:
     return "\n".join(found)
 
 
-def ship(folder: Path, out: Path, name: str, data: str, results: str = "Not measured yet.") -> list[dict[str, Any]]:
+def ship(
+    folder: Path, out: Path, name: str, data: str, results: str = "Not measured yet.", hardware: str = ""
+) -> list[dict[str, Any]]:
     """Writes the folder; one that is there is replaced once the new one is whole. -> the stages
+
+    data, results, hardware: see `card`.
 
     Raises:
         SettingsError: see `stages`.
@@ -149,10 +156,9 @@ def ship(folder: Path, out: Path, name: str, data: str, results: str = "Not meas
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_torch_state_dict(weights, temporary, filename_pattern="memory{suffix}.safetensors", max_shard_size=SHARD)
-    rank = next((len(tensor) for key, tensor in weights.items() if key.endswith(".down")), 0)
     told = json.dumps(chain, indent=1, ensure_ascii=False) + "\n"
     (temporary / "training.json").write_text(told, encoding="utf-8")
-    (temporary / "README.md").write_text(card(name, chain, data, results, rank), encoding="utf-8")
+    (temporary / "README.md").write_text(card(name, chain, data, results, rank_of(weights), hardware), encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     temporary.replace(out)
     return chain
