@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SECONDS = 300  # for each, on two cores
+SECONDS = 600  # five minutes on two cores, and the tests run in a process a core
 # folders that only some machine has; the pictures are left out, base64 may hold any letters
 MACHINE = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|usr|opt|tmp|var|mnt|private)/\w|\b[A-Z]:\\+(?:Users|Program|Windows)"
