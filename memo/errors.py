@@ -104,5 +104,9 @@ class Cancelled(MemoError):
     """The person stopped it."""
 
 
+class DatastoreError(MemoError):
+    """A kNN datastore that cannot be built or used."""
+
+
 class TrainingFailed(MemoError):
     """A training that cannot go on."""

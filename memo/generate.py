@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from memo.errors import BackendError
-from memo.models import untrusted
+from memo.models import cache_name, untrusted
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ class PlainModel:
 
         logits = []
         for index, row in enumerate(rows):
-            out = self.model(input_ids=ids[index : index + 1], past_key_values=row.cache, use_cache=True)
+            out = self.model(input_ids=ids[index : index + 1], use_cache=True, **{cache_name(): row.cache})
             row.position += ids.shape[1]
             logits.append(out.logits[:, -1])
         return torch.cat(logits)

@@ -166,10 +166,28 @@ def choose_dtype(wanted: str, device: str) -> torch.dtype:
     return kinds[wanted]
 
 
+def attention_of(model_type: str) -> str | None:
+    """The attention a model of that kind is loaded with: ours where we can run it, else transformers' choice."""
+    from memo import attention
+
+    attention.register()
+    return attention.NAME if model_type in FAMILIES else None
+
+
+@lru_cache(maxsize=1)
+def cache_name() -> str:
+    """What transformers' models call their cache: `past_key_values`, and `cache` from some version on."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
 def load_language_model(
-    name: str, settings: Settings
+    name: str, settings: Settings, chat: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A frozen causal LM, which attends through `memo.attention` if it is of one of the `FAMILIES`, and its tokenizer.
+
+    chat: whether it must have a chat template, as whoever answers questions needs.
 
     Raises:
         ModelError: it cannot be found, is no causal LM, or has no chat template.
@@ -178,25 +196,21 @@ def load_language_model(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from memo import attention
-
-    attention.register()
     device = choose_device(settings.device)
     source = str(embedded_language_model(settings.cache)) if name == "embedded" else name
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise ModelError(f"There is no folder {name!r} with a model.", "Check the path.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        ours = AutoConfig.from_pretrained(source).model_type in FAMILIES
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=choose_dtype(settings.dtype, device),
-            attn_implementation=attention.NAME if ours else None,
+            attn_implementation=attention_of(AutoConfig.from_pretrained(source).model_type),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         told = f"The model {name!r} cannot be loaded: {reason(error)}"
         raise ModelError(told, "Check the id or the folder.") from error
-    if not tokenizer.chat_template:
+    if chat and not tokenizer.chat_template:
         raise ModelError(f"The model {name!r} has no chat template.", "Choose an instruction-tuned model.")
     every_core = settings.device == "auto" and device == "cpu" and "OMP_NUM_THREADS" not in os.environ
     if every_core and hasattr(os, "sched_getaffinity"):

@@ -98,6 +98,19 @@ class Rewarding(Plan):
 
 
 @dataclass(frozen=True)
+class Distilling(Plan):
+    """A Memory Decoder learns a datastore's distributions, see `distill`."""
+
+    steps: int = 400
+    batch: int = 8
+    micro: int = 4
+    learning_rate: float = 1e-3
+    save_every: int = 100
+    layers: int = 4  # of the language model that the decoder starts from
+    kl_weight: float = 0.5  # beta of the paper: of KL(p_kNN || p_Mem); the rest is of -log p_Mem of the corpus
+
+
+@dataclass(frozen=True)
 class Studying(Plan):
     """One document's memory as the parameters, see `study`."""
 
@@ -162,7 +175,7 @@ def _set(changes: tuple[str, ...]) -> list[str]:
 
 MAY_BE_ZERO = (
     "warmup", "final", "weight_decay", "seed", "parted", "spans", "next_weight", "nothing", "dpo", "anchor",
-    "least_gain", "through", "rank", "replay", "windows",
+    "least_gain", "through", "rank", "replay", "windows", "kl_weight",
 )  # fmt: skip
 
 
