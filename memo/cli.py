@@ -14,6 +14,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,10 @@ from memo import __version__
 from memo.answers import DEFAULT_COMPARISON, STRATEGIES
 from memo.errors import MemoError, NothingToAsk, SettingsError
 from memo.evaluate import cli as evaluation
-from memo.settings import from_environment
+from memo.models import NONE
+from memo.settings import Settings, from_environment, share
 from memo.train import cli as training
+from memo.train import decode_cli
 
 if TYPE_CHECKING:
     from memo.events import Answer, DocumentProgress, Event
@@ -71,10 +74,15 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("question", metavar="QUESTION")
     compare.add_argument("--strategies", default=",".join(DEFAULT_COMPARISON), metavar="A,B,…",
                          help=f"of {', '.join(STRATEGIES)} (default {','.join(DEFAULT_COMPARISON)})")  # fmt: skip
+    for sub in (ask, compare):
+        sub.add_argument("--memory-decoder", default="", metavar="PATH",
+                         help="a Memory Decoder, folder or hub id, to mix into the answers")  # fmt: skip
+        sub.add_argument("--alpha", metavar="SHARE", help="its share, 0 to 1 (default: the one that its file says)")
     command("models", "tell which models are used", library=False)
     told = "measure answers, memory and speed"
     evaluation.add_parsers(commands.add_parser("evaluate", help=told, description=told.capitalize() + "."))
     told = "train the memory"
+    decode_cli.add_parser(commands)
     training.add_parsers(commands.add_parser("train", help=told, description=told.capitalize() + "."))
     return top
 
@@ -263,7 +271,7 @@ def run_study(arguments: argparse.Namespace) -> int:
 def run_ask(arguments: argparse.Namespace) -> int:
     from memo.pipeline import open_library
 
-    with open_library(existing(arguments.library)) as rag:
+    with open_library(existing(arguments.library), mixed(arguments)) as rag:
         answers = answered(rag, arguments.question, [arguments.strategy], arguments.json)
     if arguments.json:
         print_json(answer_json(answers[arguments.strategy]))
@@ -279,7 +287,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
             raise SettingsError(f"No strategy is named {name!r}.", f"Choose from: {', '.join(STRATEGIES)}.")
     if not strategies:
         raise SettingsError("No strategy is given.", f"Choose from: {', '.join(STRATEGIES)}.")
-    with open_library(existing(arguments.library)) as rag:
+    with open_library(existing(arguments.library), mixed(arguments)) as rag:
         answers = answered(rag, arguments.question, strategies, arguments.json)
     if arguments.json:
         print_json({
@@ -287,6 +295,16 @@ def run_compare(arguments: argparse.Namespace) -> int:
             "answers": {name: answer_json(answers[name]) for name in strategies},
         })  # fmt: skip
     return 0
+
+
+def mixed(arguments: argparse.Namespace) -> Settings:
+    """The settings, with the Memory Decoder and alpha of the arguments."""
+    settings = from_environment()
+    if arguments.memory_decoder:
+        settings = replace(settings, memory_decoder=arguments.memory_decoder)
+    if arguments.alpha is not None:
+        settings = replace(settings, alpha=share("--alpha", arguments.alpha))
+    return settings
 
 
 def answered(rag: MemoRAG, question: str, strategies: list[str], quiet: bool) -> dict[str, Answer]:
@@ -300,7 +318,10 @@ def answered(rag: MemoRAG, question: str, strategies: list[str], quiet: bool) ->
         if isinstance(event, AnswerDone) and not quiet:
             print_answer(event.answer, names)
 
-    return finish(rag.compare(question, strategies), show)
+    # asked for here or in the environment; the one that memo comes with is not mixed in unasked
+    wanted = rag.settings.memory_decoder not in ("", NONE) or rag.settings.alpha >= 0
+    alpha = rag.models.mixing().alpha if wanted else 0.0
+    return finish(rag.compare(question, strategies, alpha=alpha), show)
 
 
 def run_models(arguments: argparse.Namespace) -> int:
@@ -326,7 +347,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "serve": run_serve, "memorize": run_memorize, "documents": run_documents, "forget": run_forget,
     "study": run_study, "ask": run_ask, "compare": run_compare, "models": run_models, "evaluate": evaluation.run,
-    "train": training.run,
+    "train": training.run, "decode-train": decode_cli.run,
 }  # fmt: skip
 
 

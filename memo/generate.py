@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from memo.attention import Row, Slots
     from memo.memory import MemoryModel
+    from memo.mixing import Mixing
 
 PIECE = 256  # tokens of a prompt read in one step
 LONG = 1536  # a prompt with more than this left to read waits until nobody else is writing
@@ -37,6 +38,7 @@ class Prompt:
     prefix: how the answer begins, put in its mouth; part of the text that is returned (local models only).
     slots: a memory the model looks at before the prompt (local models only).
     watch: note where in the memory the generated tokens looked.
+    alpha: how much of the Memory Decoder is mixed in, 0 to 1 (a generator that has one).
     look: a part of the last message, the question say: note too where its tokens, and those up to the answer, looked.
     stop_at: end once the text has this many lines (local models only).
     """
@@ -48,6 +50,7 @@ class Prompt:
     watch: bool = False
     stop_at: int = 0
     look: str = ""
+    alpha: float = 0.0
 
 
 @dataclass
@@ -166,6 +169,7 @@ class LocalGenerator:
 
     def __init__(self, model: MemoryModel | PlainModel, name: str) -> None:
         self.model, self.name, self.max_positions = model, name, model.max_positions
+        self.mixing: Mixing | None = None  # its Memory Decoder, once one is loaded
         tokenizer, config = model.tokenizer, model.model.generation_config
         ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
         self.ends = set(ends if isinstance(ends, list) else [ends])
@@ -225,6 +229,7 @@ class _Decoding:
     stream: Stream
     row: Row | PlainRow
     unread: list[int]
+    memory: Row | PlainRow | None = None  # the Memory Decoder's, where it is mixed in
     look: int = 0  # this many of the prompt's last tokens are watched
     ids: list[int] = field(default_factory=list)
 
@@ -243,7 +248,9 @@ class LocalRun:
             told = f"The prompt needs {needed:,} positions; the model has {there:,}."
             stream.error, stream.done = BackendError(told, "Give it less to read (MEMO_CONTEXT_TOKENS)."), True
         else:
-            self._decodings.append(_Decoding(stream, row, ids, look))
+            mixing = self.generator.mixing
+            memory = mixing.row() if mixing is not None and prompt.alpha > 0 else None
+            self._decodings.append(_Decoding(stream, row, ids, memory, look))
         return stream
 
     def step(self) -> bool:
@@ -282,7 +289,7 @@ class LocalRun:
                 row.mass.zero_()
         piece, decoding.unread = decoding.unread[:size], decoding.unread[size:]
         ids = torch.tensor([piece], device=self.model.device)
-        logits = self.model.advance(ids, [row])
+        logits = self._advance(ids, [decoding])
         if not decoding.unread:
             if row.mass is not None:
                 if row.looking:
@@ -294,12 +301,20 @@ class LocalRun:
         import torch
 
         ids = torch.tensor([[d.ids[-1]] for d in decodings], device=self.model.device)
-        logits = self.model.advance(ids, [d.row for d in decodings])
+        logits = self._advance(ids, decodings)
         for decoding in decodings:
             if decoding.row.mass is not None:  # where the token just read looked, as it was about to say the next
                 decoding.stream.mass.append(decoding.row.mass.to("cpu", torch.bfloat16, copy=True))
                 decoding.row.mass.zero_()
         self._choose(decodings, logits)
+
+    def _advance(self, ids: torch.Tensor, decodings: list[_Decoding]) -> torch.Tensor:
+        """ids (B, T) -> next-token logits (B, V), with the Memory Decoder's part in those that want it."""
+        rows = [decoding.row for decoding in decodings]
+        if self.generator.mixing is None or all(decoding.memory is None for decoding in decodings):
+            return self.model.advance(ids, rows)
+        memory, alphas = zip(*[(d.memory, d.stream.prompt.alpha) for d in decodings], strict=True)
+        return self.generator.mixing.advance(ids, rows, memory, alphas)
 
     def _choose(self, decodings: list[_Decoding], logits: torch.Tensor) -> None:
         """The next token of each: logits (B, V)."""

@@ -263,10 +263,14 @@ class MemoryModel:
         some = torch.tensor(remembering, device=self.device) if len(remembering) < len(rows) else None
         return self.weights.adapter.on(self.model, some)
 
-    def advance(self, ids: Tensor, rows: list[Row]) -> Tensor:
-        """Reads T tokens of one row, or one token of each of B rows. ids (B, T) -> next-token logits (B, V)."""
+    def hidden(self, ids: Tensor, rows: list[Row]) -> Tensor:
+        """Reads T tokens of one row, or one token of each of B rows. ids (B, T) -> the last hidden states (B, E)."""
         with self.recalling(rows):
-            return self.logits(run(self.model, self.model.get_input_embeddings()(ids), rows)[:, -1])
+            return run(self.model, self.model.get_input_embeddings()(ids), rows)[:, -1]
+
+    def advance(self, ids: Tensor, rows: list[Row]) -> Tensor:
+        """As `hidden`, -> next-token logits (B, V)."""
+        return self.logits(self.hidden(ids, rows))
 
     def slots(self, keys: Tensor, values: Tensor, start: int = 0) -> Slots:
         """Keys, values (L, B, J, M, D) at position 0 -> slots at positions start .. start+M-1, where the model is."""

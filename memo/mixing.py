@@ -1,0 +1,62 @@
+"""A Memory Decoder beside the model that answers: what `memo.decoder.Mixed` is to transformers, for our own decoding.
+
+In: the rows of a batch, some of which want the decoder mixed in. Out: next-token logits of all of them. The decoder
+reads prompt and answer as the model does, but no memory: it has no slots before its rows.
+
+Source: Memory Decoder (arXiv 2508.09874v2), equation 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from memo.attention import Row
+from memo.decoder import aligned, interpolate, shares
+from memo.generate import PlainModel, PlainRow
+from memo.memory import MemoryModel
+from memo.models import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Mixing:
+    """The decoder of a `LocalGenerator`. alpha: the one that suits it, for whoever does not choose."""
+
+    def __init__(self, llm: MemoryModel | PlainModel, decoder: PreTrainedModel, alpha: float) -> None:
+        kind = MemoryModel if decoder.config.model_type in FAMILIES else PlainModel
+        self.llm, self.memory, self.alpha = llm, kind(decoder, llm.tokenizer), alpha
+        ours = isinstance(llm, MemoryModel) and isinstance(self.memory, MemoryModel)
+        self.one_head = ours and shares(decoder, llm.model)
+
+    def row(self) -> Row | PlainRow:
+        """A sequence of the decoder's."""
+        return Row() if isinstance(self.memory, MemoryModel) else PlainRow(self.memory.model)
+
+    def advance(
+        self, ids: Tensor, rows: Sequence[Row | PlainRow], others: Sequence[Row | PlainRow | None],
+        alphas: Sequence[float],
+    ) -> Tensor:  # fmt: skip
+        """T tokens of one row, or one of each of B, by both models. ids (B, T) -> logits (B, V)
+
+        others: the decoder's rows; None where it is not mixed in. The mix has the LLM's scale, log p + log Z, so that
+        it goes over into the LLM's logits as alpha goes to zero.
+        """
+        some = [index for index, other in enumerate(others) if other is not None]
+        with_memory, there = ids[some], [others[index] for index in some]
+        if self.one_head:
+            hidden = [self.llm.hidden(ids, list(rows)), self.memory.hidden(with_memory, there)]
+            plain, theirs = self.llm.logits(torch.cat(hidden)).float().split([len(ids), len(some)])
+            plain = plain.clone()
+        else:
+            plain = self.llm.advance(ids, list(rows)).float()
+            theirs = aligned(self.memory.advance(with_memory, there).float(), plain.shape[1])
+        alpha = torch.tensor([[alphas[index]] for index in some], device=plain.device)  # (b, 1)
+        mixed = interpolate(log_softmax(plain[some], dim=-1), log_softmax(theirs, dim=-1), alpha)
+        plain[some] = mixed + plain[some].logsumexp(dim=-1, keepdim=True)
+        return plain

@@ -1,0 +1,113 @@
+"""The Memory Decoder beside our own decoding: the same mix as transformers', in one batch with answers without it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch.nn.functional import log_softmax
+
+from memo import decoder
+from memo.attention import Row
+from memo.decoder import interpolate
+from memo.errors import ModelError
+from memo.generate import LocalGenerator, PlainModel, Prompt, write, write_all
+from memo.memory import MemoryModel, inference, read_all
+from memo.mixing import Mixing
+from memo.models import Models
+from memo.settings import Settings
+
+QUESTION = (("user", "Who bought the mill?"),)
+
+
+def moved(llm):
+    made = decoder.first_layers(llm, 2)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in decoder.own(made, llm).parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return tiny.memory_model()
+
+
+@pytest.fixture(params=["one head", "heads of their own", "another architecture"])
+def generator(request, reader):
+    other = {"one head": lambda: moved(reader.model), "another architecture": tiny.foreign}.get(
+        request.param, lambda: tiny.model("llama", seed=9, num_hidden_layers=1)
+    )()
+    made = LocalGenerator(reader, "tiny")
+    made.mixing = Mixing(reader, other, 0.4)
+    assert made.mixing.one_head == (request.param == "one head")
+    return made
+
+
+def test_the_mix_is_the_one_of_the_equation(generator):
+    llm, other = generator.model.model, generator.mixing.memory.model
+    ids = torch.tensor([list(b"The mill stood at the")])
+    for alpha in (0.3, 1.0):
+        with inference(generator.model):
+            rows, others = [Row()], [generator.mixing.row()]
+            logits = generator.mixing.advance(ids, rows, others, [alpha])
+            more = generator.mixing.advance(torch.tensor([[66]]), rows, others, [alpha])
+        whole = torch.cat([ids, torch.tensor([[66]])], dim=1)
+        a, b = (log_softmax(model(whole).logits[0, -2:].float(), -1) for model in (llm, other))
+        expected = interpolate(a, b, torch.tensor(alpha))
+        assert torch.allclose(log_softmax(torch.cat([logits, more]), -1), expected, atol=1e-4)
+
+
+def test_the_mix_has_the_scale_of_the_llm(generator):
+    ids = torch.tensor([list(b"The mill")])
+    with inference(generator.model):
+        plain = generator.model.advance(ids, [Row()])
+        mixed = generator.mixing.advance(ids, [Row()], [generator.mixing.row()], [1e-10])
+    assert torch.allclose(plain, mixed, atol=1e-3)
+
+
+def test_answers_with_and_without_it_in_one_batch(generator):
+    prompts = [Prompt(QUESTION, 8, alpha=alpha) for alpha in (0.0, 0.5, 1.0)]
+    together = [stream.text for stream in write_all(generator, prompts)]
+    assert together == [write(generator, prompt).text for prompt in prompts]
+    generator.mixing = None
+    assert together[0] == write(generator, prompts[0]).text
+    assert together[0] != together[2]
+
+
+def test_it_reads_no_memory(generator):
+    memory = read_all(generator.model.memorize(tiny.TEXT, "mill", ratio=4, window=64))
+    slots = generator.model.slots(memory.keys[:, None], memory.values[:, None])
+    ids = torch.tensor([list(b"The mill")])
+    with inference(generator.model):
+        found = generator.mixing.advance(ids, [Row(slots)], [generator.mixing.row()], [1.0])
+        alone = generator.mixing.memory.model(ids).logits[:, -1].float()
+    assert torch.allclose(log_softmax(found, -1), log_softmax(alone, -1), atol=1e-4)
+
+
+def test_a_plain_model_can_have_one_too():
+    plain = PlainModel(tiny.foreign(), tiny.tokenizer())
+    made = LocalGenerator(plain, "gpt")
+    made.mixing = Mixing(plain, tiny.foreign(seed=2), 0.5)
+    alone = LocalGenerator(PlainModel(tiny.foreign(seed=2), tiny.tokenizer()), "gpt")
+    assert write(made, Prompt(QUESTION, 8, alpha=1.0)).tokens == write(alone, Prompt(QUESTION, 8)).tokens
+
+
+def test_models_load_the_one_of_the_settings(tmp_path):
+    tiny.save(tmp_path / "llm")
+    llm = tiny.model("llama")
+    decoder.save(moved(llm), llm, tiny.tokenizer(), tmp_path / "decoder", {"alpha": 0.3})
+    place = str(tmp_path / "decoder")
+    settings = Settings(memory_model=str(tmp_path / "llm"), memory_decoder=place, dtype="float32", device="cpu")
+    mixing = Models(settings).mixing()
+    assert math.isclose(mixing.alpha, 0.3) and mixing.one_head
+    assert isinstance(mixing.llm, MemoryModel)
+    for chosen, told in ((Settings(memory_model=str(tmp_path / "llm"), device="cpu"), "There is no Memory Decoder"),
+                         (Settings(memory_model=str(tmp_path / "llm"), memory_decoder="none"), "no Memory Decoder"),
+                         (Settings(memory_decoder=place, endpoint_url="http://127.0.0.1:1/v1", endpoint_model="m"),
+                          "cannot be mixed into an endpoint")):  # fmt: skip
+        with pytest.raises(ModelError, match=told):
+            Models(chosen).mixing()
