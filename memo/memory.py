@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from memo.attention import MemoryWeights, Row, Slots, beside, memory_projections, rotate, run
 from memo.errors import MemoryTooLong, SettingsError, UnknownDocument, WrongModel
 from memo.models import fingerprint, untrusted
-from memo.placement import as_numbers, place, slot_spans, surprisal
+from memo.placement import as_numbers, place, slot_spans, surprisal, windows
 from memo.turn import Turn
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class MemoryModel:
         """Reads a text; yields `Reading` before each window and after the last, then the `DocumentMemory`.
 
         Closing the generator cancels between windows. `after`: a memory that this text continues; where that ended at
-        the end of a window the result is the same as reading both in one, at the same ratio.
+        the end of a window and a window at least follows, the result is that of reading both in one, at the same ratio.
 
         Raises:
             MemoryTooLong: the text does not fit the model's positions at any ratio.
@@ -175,22 +175,22 @@ class MemoryModel:
         ids, offsets = self.encode(text, start=after is None)
         held = after.slots if after else 0
         beta = ratio if after else self.fitting_ratio(len(ids), ratio, window)
-        if held + -(-len(ids) // beta) > self.capacity(window):
+        cuts = windows(len(ids), window)
+        if held + sum(-(-(stop - start) // beta) for start, stop in cuts) > self.capacity(window):
             raise MemoryTooLong("The memory that is to be continued is full.", "Memorize the new text as a document.")
         shift = int(after.spans[-1, 1]) if after else 0
         slots = self.slots(after.keys[:, None], after.values[:, None]) if after else None
         last = after.last_logits[None].to(self.device) if after and after.last_logits is not None else None
         keys, values, spans = ([after.keys], [after.values], [after.spans]) if after else ([], [], [])
-        for start in range(0, len(ids), window):
+        for start, stop in cuts:
             yield Reading(start, len(ids), held, beta)
-            part = torch.tensor(ids[start : start + window], device=self.device)
+            part = torch.tensor(ids[start:stop], device=self.device)
             with torch.no_grad(), self.turn:
                 read = self.read_window(part[None], slots, beta, last)
                 slots = self.extended(slots, read.keys, read.values)
             last, places = read.next_logits, read.places[0]
             keys.append(read.keys[:, 0].cpu())
             values.append(read.values[:, 0].cpu())
-            stop = start + len(part)
             begin = offsets[start][0] if start else 0
             end = offsets[stop][0] if stop < len(ids) else len(text)
             tiles = slot_spans(offsets[start:stop], places.tolist(), begin, end)

@@ -1,4 +1,4 @@
-"""Where in a window memory tokens sit: at its most surprising tokens.
+"""Where windows end, and where in a window memory tokens sit: at its most surprising tokens.
 
 In: -log p(x_i | x_<i) of a window's tokens, which reading them gives for nothing. Out: the places of the memory tokens,
 and the characters each stands for.
@@ -13,6 +13,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def windows(tokens: int, window: int) -> list[tuple[int, int]]:
+    """A text of so many tokens in windows of `window` at most: where each starts and ends.
+
+    What is left over at the end and the last whole window are made two of equal length: by itself a short rest would
+    have but a few slots, for words that surprise as much as any.
+    """
+    whole, rest = divmod(tokens, window)
+    ends = [window * (number + 1) for number in range(whole)]
+    if whole and rest:
+        ends[-1] = ends[-1] - window + -(-(window + rest) // 2)
+    if rest:
+        ends.append(tokens)
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def surprisal(logits: Tensor, ids: Tensor) -> Tensor:

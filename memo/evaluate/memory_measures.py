@@ -18,6 +18,7 @@ from memo.evaluate.eviction import METHODS
 from memo.evaluate.probes import NEXT, Case, Context, cut, nothing, remembered, remembered_alone, score
 from memo.evaluate.rows import Row
 from memo.memory import DocumentMemory, Memory, MemoryModel, read_all
+from memo.placement import windows
 
 LOOKUP_METHODS = ("streaming", "snapkv")
 
@@ -46,8 +47,7 @@ class Bench:
     def entries(self, tokens: int, ratio: int) -> tuple[int, int]:
         """The ratio that fits, and how many slots the memory of so many tokens has at it."""
         ratio = self.model.fitting_ratio(tokens, ratio, self.window)
-        windows, rest = divmod(tokens, self.window)
-        return ratio, windows * -(-self.window // ratio) + -(-rest // ratio)
+        return ratio, sum(-(-(stop - start) // ratio) for start, stop in windows(tokens, self.window))
 
     def part(self, index: int, number: int, tokens: int) -> str:
         """The number-th piece of a text: so many tokens, and those behind it that no other piece has."""

@@ -27,6 +27,7 @@ from memo.attention import Slots
 from memo.errors import SettingsError
 from memo.generate import LocalGenerator, Prompt
 from memo.memory import MemoryModel
+from memo.placement import windows
 from memo.train.lessons import NOTHING, Lesson, elsewhere
 from memo.train.loop import drawn
 from memo.train.pretrain import behind, read
@@ -111,12 +112,13 @@ class Encoder:
 
 def memorize(reader: MemoryModel, documents: Sequence[Sequence[int]], window: int, ratio: int) -> Slots:
     """Documents memorized one by one, their slots side by side."""
-    windows, begins = [], []
+    parts, begins = [], []
     for ids in documents:
-        parts = torch.tensor([ids], device=reader.device).split(window, dim=1)
-        windows += parts
-        begins += [number == 0 for number in range(len(parts))]
-    return read(reader, windows, [ratio] * len(windows), begins, through_text=False)[0]
+        text = torch.tensor([ids], device=reader.device)
+        for start, stop in windows(len(ids), window):
+            parts.append(text[:, start:stop])
+            begins.append(start == 0)
+    return read(reader, parts, [ratio] * len(parts), begins, through_text=False)[0]
 
 
 def log_probs(reader: MemoryModel, slots: Slots, targets: Sequence[Target]) -> list[Tensor]:
