@@ -8,6 +8,7 @@ from report_case import ABOUT, MEMORY, MUSIQUE, SPEED, SQUAD, row, value
 
 from memo.errors import MemoError, SettingsError
 from memo.evaluate import report
+from memo.evaluate.report_targets import better_answers, trained_memory
 
 
 @pytest.fixture
@@ -166,11 +167,32 @@ def test_targets_are_judged_by_the_numbers(written):
         ["0 of 1 sets, 0 of them beyond the interval; not on musique −0.020 [−0.030, −0.010]*; fewer than 30 questions:"
          " squad", "**no** |"],
         ["0 of 1 sets, 0 of them beyond the interval; not on musique −0.020 [−0.030, −0.010]*", "**no** |"],
+        *[["", "not measured |"]] * 4,
         ["0.7 [0.6, 0.8] at 8,192 tokens, the least", "**no** |"],
         ["tokens^1.23", "**no** |"],
         ["44 [40, 50] at 8,000 tokens", "yes |"],
         ["1.5 [1.4, 1.7]", "yes |"],
     ]
+
+
+def test_better_answers_are_better_than_every_rivals():
+    means = {"memorag": 0.3, "rag": 0.2, "hyde": 0.1, "rq_rag": 0.2, "full_context": 0.25}
+    won = {"strategies": {name: {"f1": {"mean": mean}} for name, mean in means.items()}}
+    lost = {"strategies": won["strategies"] | {"hyde": {"f1": {"mean": 0.31}}}}
+    some = {str(number): won for number in range(5)}
+    assert better_answers(some)[1:] == ("on 5 of 5 sets: 0, 1, 2, 3, 4", True)
+    assert better_answers(some | {"0": lost})[1:] == ("on 4 of 5 sets: 1, 2, 3, 4", False)
+    assert better_answers({"0": {"strategies": {}}})[1:] == ("", None)
+
+
+def test_what_the_trained_memory_keeps_is_judged_ratio_by_ratio():
+    row = {"measure": "loss", "method": "memory", "tokens": 4096, "window": 512}
+    rows = [row | {"wanted_ratio": ratio, "recovery": {"mean": mean}} for ratio, mean in ((2, 0.98), (4, 0.944))]
+    rows.append(row | {"wanted_ratio": 2, "tokens": 1024, "recovery": {"mean": 0.1}})
+    results = {"rows": rows, "what": {"base": {"ratio": 8, "window": 512, "tokens": 4096}}}
+    recovery, copy, facts = trained_memory(results)
+    assert recovery[1:] == ("0.98 (2), 0.94 (4)", False)
+    assert copy[1:] == facts[1:] == ("", None)
 
 
 def test_every_number_of_a_set_is_folded_away(written):

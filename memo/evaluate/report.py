@@ -16,18 +16,14 @@ from memo.errors import SettingsError
 from memo.evaluate.report_sets import ablation, answers, by_value, losses, retrieval
 from memo.evaluate.report_tables import (
     ENOUGH,
-    Column,
-    against_rag,
-    certain,
-    difference,
     fast,
     kept,
     one_set,
-    ratio,
     recalled,
     studied,
     table,
 )
+from memo.evaluate.report_targets import targets
 from memo.models import write_atomic
 from memo.plots_style import Results
 
@@ -42,7 +38,6 @@ NEEDED = {  # what `results` of a file has at least
 SINGLE = {  # file -> its kind
     "memory": "memory", "memory-trained": "memory", "clues": "clues", "study": "study", "speed": "speed",
 }  # fmt: skip
-MULTI_HOP = ("hotpotqa", "musique", "2wiki")
 MODELS = ("memory", "memory_weights", "generator", "embedder")
 
 
@@ -86,7 +81,7 @@ def report(folder: Path, out: Path) -> None:
     sets = {name: content["results"] for name, content in files["qa"].items()}
     single = {name: files[name] and files[name]["results"] for name in SINGLE}
     memory, speed = single["memory"], single["speed"]
-    parts = ["# Results", *opening(sets, single), *targets(sets, speed)]
+    parts = ["# Results", *opening(sets, single), *targets(sets, speed, single["memory-trained"])]
     if sets:
         parts += retrieval(sets) + answers(sets) + ablation(sets) + losses(sets)
     else:
@@ -103,7 +98,7 @@ def report(folder: Path, out: Path) -> None:
     write_atomic(out, "\n\n".join(parts) + "\n")
 
 
-# --- what was measured, and what was aimed at ------------------------------------------------------------------------
+# --- what was measured -----------------------------------------------------------------------------------------------
 
 
 def opening(sets: Mapping[str, Results], single: Mapping[str, Results | None]) -> list[str]:
@@ -133,47 +128,6 @@ def opening(sets: Mapping[str, Results], single: Mapping[str, Results | None]) -
             f" holds no zero, and there are at least {ENOUGH} questions."
         )
     return [" ".join(sentences)]
-
-
-def targets(sets: Mapping[str, Results], speed: Results | None) -> list[str]:
-    """What was aimed at, and whether it is met."""
-    leads = {name: lead for name, r in sets.items() if (lead := against_rag(r, "memorag", "recall@3"))}
-    hops = {name: lead for name, lead in leads.items() if sets[name]["set"].startswith(MULTI_HOP)}
-    rows = []
-    for target, some, enough in (
-        ("recall@3 of memorag at least rag’s on every set", leads, lambda lead: lead["mean"] >= 0),
-        ("recall@3 of memorag above rag’s on multi-hop sets", hops, lambda lead: lead["mean"] > 0),
-    ):
-        judged = {name: lead for name, lead in some.items() if lead["n"] >= ENOUGH}
-        bad = [f"{name} {difference(lead)}" for name, lead in judged.items() if not enough(lead)]
-        starred = sum(enough(lead) and certain(lead) for lead in judged.values())
-        few = [name for name in some if name not in judged]
-        told = [
-            f"{len(judged) - len(bad)} of {len(judged)} sets, {starred} of them beyond the interval" if judged else "",
-            f"not on {', '.join(bad)}" if bad else "",
-            f"fewer than {ENOUGH} questions: {', '.join(few)}" if few else "",
-        ]
-        rows.append((target, "; ".join(filter(None, told)), not bad if judged else None))
-    speed = speed or {part: [] for part in NEEDED["speed"]}
-    again = (row for row in speed["first_clue"] if row["instead"] == "reading the text again")
-    for target, row, told, met in (
-        ("memorizing at least 0.8 times as fast as a plain prefill, at every length",
-         min(speed["memorize"], key=lambda row: row["ratio"], default=None),
-         lambda row: f"{ratio(row)} at {row['tokens']:,} tokens, the least", lambda row: row["ratio"] >= 0.8),
-        ("seconds of memorizing grow at most as tokens^1.1",
-         next((row for row in speed["exponent"] if "exponent" in row), None),
-         lambda row: f"tokens^{row['exponent']:.2f}", lambda row: row["exponent"] <= 1.1),
-        ("first clue at least 30 times sooner than reading about 8k tokens again",
-         next((row for row in again if 7000 < row["tokens"] < 9500), None),
-         lambda row: f"{ratio(row)} at {row['tokens']:,} tokens", lambda row: row["ratio"] >= 30),
-        ("four answers at once take at most 1.6 times the slowest of them",
-         next((row for row in speed["compare"] if row["over"] == "the slowest of the four"), None),
-         ratio, lambda row: row["ratio"] <= 1.6),
-    ):  # fmt: skip
-        rows.append((target, told(row), met(row)) if row else (target, "", None))
-    words = {True: "yes", False: "**no**", None: "not measured"}
-    columns: list[Column] = [("measured", lambda r: r[1]), ("met", lambda r: words[r[2]])]
-    return ["## Targets", table(rows, ("target", lambda r: r[0]), *columns)]
 
 
 # --- what to make of it, and where it is from ------------------------------------------------------------------------
