@@ -85,6 +85,8 @@ bench: $(BIN)/.tested  ## every measurement: make bench DATA=folder of question 
 	@echo "$$SETS" | while read -r name set split context more; do \
 		$(BIN)/memo evaluate qa --data $(DATA)/$$set --split $$split --context $$context $$more \
 			--limit $(LIMIT) --answer-every $(ANSWER_EVERY) --out $(RESULTS)/qa/$$name.json < /dev/null || exit 1; done
+	$(BIN)/memo evaluate qa --data assets/examples --split en --context group --where=indirect=True \
+		--limit $(LIMIT) --answer-every $(ANSWER_EVERY) --out $(RESULTS)/qa/examples-indirect.json
 	$(BIN)/memo evaluate memory --data $(DATA)/books --split valid --limit 8 --memory-weights untrained \
 		--out $(RESULTS)/memory.json
 	$(BIN)/memo evaluate memory --data $(DATA)/books --split valid --limit 8 --out $(RESULTS)/memory-trained.json

@@ -3,12 +3,14 @@
 import gzip
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from memo.errors import SettingsError
 from memo.evaluate import data, hub
 
+EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
 DOCS = [
     {"doc_id": "v1/mill/0", "title": "The mill", "text": "The mill stood at the bend.  Anna bought it in 1887."},
     {"doc_id": "v1/mill/1", "title": "The mill", "text": "Its wheel had nine “blades” of oak. Yes. Anna sold it."},
@@ -224,3 +226,20 @@ def test_a_set_of_the_hub_with_other_columns_is_refused(tmp_path, monkeypatch):
         hub.fetch(f"hub:{tmp_path / 'nothing'}", "train", tmp_path)
     with pytest.raises(SettingsError, match="names no set"):
         hub.fetch("hub:", "train", tmp_path)
+
+
+def test_the_examples_are_a_question_set():
+    found = data.load(EXAMPLES, "en", "group", where=("indirect", "True"))
+    assert found.language == "en" and found.given and not found.skipped
+    assert len({question.shelf.key for question in found.questions}) == 3
+    for question in found.questions:
+        assert question.evidence and question.answers
+        text = question.shelf.documents[0].text
+        assert all(text[start:end] for piece in question.evidence for _, start, end in piece)
+    assert data.load(EXAMPLES, "ko", "group").language == "ko"
+
+
+def test_a_file_without_questions_is_refused(tmp_path):
+    (tmp_path / "a.questions.json").write_text("[]")
+    with pytest.raises(SettingsError, match="holds no questions"):
+        data.load(tmp_path, "en", "group")

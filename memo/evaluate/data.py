@@ -9,6 +9,8 @@ places of its evidence in them:
     group     one document: all paragraphs of the same article, story or site in their order
     corpus    every document of the set
 
+Or a folder like assets/examples, of documents with `NAME.questions.json` beside them; its splits are their languages.
+
 Where a set names no evidence, it is wherever an answer stands in the question's own document.
 """
 
@@ -28,6 +30,7 @@ from typing import Any
 from memo.documents import Document
 from memo.errors import SettingsError
 from memo.evaluate.metrics import Span
+from memo.settings import Settings
 
 FIELDS = "It needs {doc_id, title, text} in docs.jsonl and {id, doc_id, question, answers, evidence} in the split's."
 _QUOTES = {"'": "['‘’‛`]", '"': '["“”„]'} | dict.fromkeys("‘’‛`", "['‘’‛`]") | dict.fromkeys("“”„", '["“”„]')
@@ -85,9 +88,35 @@ def lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
                 reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it is no JSON object"
                 raise SettingsError(f"{path.name} cannot be read at line {number}: {reason}.", FIELDS) from error
         return
+    if beside := sorted(folder.glob("*.questions.json")):
+        yield from _examples(beside, name)
+        return
     found = sorted(path.name.split(".")[0] for path in folder.glob("*.jsonl*") if not path.name.startswith("docs."))
     there = f"There are: {', '.join(found)}." if found else "There is none at all."
     raise SettingsError(f"There is no {name}.jsonl or {name}.jsonl.gz in {folder}.", there)
+
+
+def _examples(beside: Sequence[Path], name: str) -> Iterator[dict[str, Any]]:
+    """The objects of `lines` for documents with files of questions. name: "docs", or a language.
+
+    Raises:
+        SettingsError: a file holds something else. DocumentError: a document cannot be read.
+    """
+    from memo.documents import read_document
+
+    limits = {"max_bytes": Settings().max_file_mb << 20, "max_pages": Settings().max_pages}
+    for path in beside:
+        key = path.name.removesuffix(".questions.json")
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if name == "docs":
+                text = read_document(path.with_name(about["document"]), **limits).text
+                yield {"doc_id": key, "title": about["title"], "text": text}
+            elif name == about["language"]:
+                for number, one in enumerate(about["questions"]):
+                    yield {**one, "id": f"{key}/{number}", "doc_id": key, "answers": [one["answer"]]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingsError(f"{path.name} holds no questions.", "See assets/examples for how it looks.") from error
 
 
 def load(
