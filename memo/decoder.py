@@ -205,7 +205,10 @@ def load(name: str | Path, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerF
         if not known:
             decoder = AutoModelForCausalLM.from_pretrained(name, dtype=llm.dtype, attn_implementation=way)
         else:
-            decoder = AutoModelForCausalLM.from_config(config, dtype=llm.dtype, attn_implementation=way)
+            # in float32 first: another dtype would be torch's default for a moment, for every thread
+            decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=way)
+            for weight in decoder.parameters():
+                weight.data = weight.data.to(llm.dtype)
             if known["shares"]:
                 share(decoder, llm)
             state: dict[str, Tensor] = {}

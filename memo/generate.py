@@ -39,6 +39,7 @@ class Prompt:
     slots: a memory the model looks at before the prompt (local models only).
     watch: note where in the memory the generated tokens looked.
     alpha: how much of the Memory Decoder is mixed in, 0 to 1 (a generator that has one).
+    mixing: the decoder that is mixed in; None: the generator's own. The same in all prompts of a run.
     look: a part of the last message, the question say: note too where its tokens, and those up to the answer, looked.
     stop_at: end once the text has this many lines (local models only).
     """
@@ -51,6 +52,7 @@ class Prompt:
     stop_at: int = 0
     look: str = ""
     alpha: float = 0.0
+    mixing: Mixing | None = None
 
 
 @dataclass
@@ -248,7 +250,7 @@ class LocalRun:
             told = f"The prompt needs {needed:,} positions; the model has {there:,}."
             stream.error, stream.done = BackendError(told, "Give it less to read (MEMO_CONTEXT_TOKENS)."), True
         else:
-            mixing = self.generator.mixing
+            mixing = self._mixing(prompt)
             memory = mixing.row() if mixing is not None and prompt.alpha > 0 else None
             self._decodings.append(_Decoding(stream, row, ids, memory, look))
         return stream
@@ -311,10 +313,14 @@ class LocalRun:
     def _advance(self, ids: torch.Tensor, decodings: list[_Decoding]) -> torch.Tensor:
         """ids (B, T) -> next-token logits (B, V), with the Memory Decoder's part in those that want it."""
         rows = [decoding.row for decoding in decodings]
-        if self.generator.mixing is None or all(decoding.memory is None for decoding in decodings):
+        mixing = next((self._mixing(d.stream.prompt) for d in decodings if d.memory is not None), None)
+        if mixing is None:
             return self.model.advance(ids, rows)
         memory, alphas = zip(*[(d.memory, d.stream.prompt.alpha) for d in decodings], strict=True)
-        return self.generator.mixing.advance(ids, rows, memory, alphas)
+        return mixing.advance(ids, rows, memory, alphas)
+
+    def _mixing(self, prompt: Prompt) -> Mixing | None:
+        return prompt.mixing or self.generator.mixing
 
     def _choose(self, decodings: list[_Decoding], logits: torch.Tensor) -> None:
         """The next token of each: logits (B, V)."""

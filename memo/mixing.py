@@ -8,7 +8,10 @@ Source: Memory Decoder (arXiv 2508.09874v2), equation 7.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,15 +27,42 @@ from memo.models import FAMILIES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from memo.knn import Index
+
+
+def twin(model: MemoryModel | PlainModel) -> PreTrainedModel:
+    """The same weights in modules of their own, which are not changed while memory tokens are read: whoever runs it
+    waits for nobody's turn, and nobody waits for it."""
+    with model.turn:
+        shared = {id(tensor): tensor for tensor in (*model.model.parameters(), *model.model.buffers())}
+        return copy.deepcopy(model.model, shared)
+
 
 class Mixing:
-    """The decoder of a `LocalGenerator`. alpha: the one that suits it, for whoever does not choose."""
+    """The decoder of a `LocalGenerator`.
 
-    def __init__(self, llm: MemoryModel | PlainModel, decoder: PreTrainedModel, alpha: float) -> None:
+    alpha: the one that suits it, for whoever does not choose. folder: where it is, with its datastore maybe.
+    """
+
+    def __init__(
+        self, llm: MemoryModel | PlainModel, decoder: PreTrainedModel, alpha: float, folder: Path | None = None
+    ) -> None:
         kind = MemoryModel if decoder.config.model_type in FAMILIES else PlainModel
         self.llm, self.memory, self.alpha = llm, kind(decoder, llm.tokenizer), alpha
         ours = isinstance(llm, MemoryModel) and isinstance(self.memory, MemoryModel)
+        self.folder = folder
         self.one_head = ours and shares(decoder, llm.model)
+
+    @cached_property
+    def index(self) -> Index | None:
+        """The datastore that the decoder was made from; None if it is not there.
+
+        Raises:
+            DatastoreError: it is damaged.
+        """
+        from memo.trace import open_index
+
+        return open_index(twin(self.llm), self.folder) if self.folder is not None else None
 
     def row(self) -> Row | PlainRow:
         """A sequence of the decoder's."""

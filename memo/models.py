@@ -371,9 +371,10 @@ class Models:
             raise ModelError("There is no Memory Decoder.", "Name one (MEMO_MEMORY_DECODER), or train one.")
         if not isinstance(generator, LocalGenerator):
             raise ModelError("A Memory Decoder cannot be mixed into an endpoint.", "Choose a local generator.")
-        loaded = decoder.load(place, generator.model.model, generator.model.tokenizer)
+        with generator.model.turn:  # whose weights are looked at: they are others while a document is memorized
+            loaded = decoder.load(place, generator.model.model, generator.model.tokenizer)
         alpha = self.settings.alpha if self.settings.alpha >= 0 else decoder.about(place).get("alpha", 0.5)
-        generator.mixing = Mixing(generator.model, loaded, alpha)
+        generator.mixing = Mixing(generator.model, loaded, alpha, Path(place))
         return generator.mixing
 
     @cached_property

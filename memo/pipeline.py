@@ -38,6 +38,7 @@ from memo.settings import Settings, from_environment
 
 if TYPE_CHECKING:
     from memo.documents import Document
+    from memo.mixing import Mixing
     from memo.train.recipe import Studying
 
 
@@ -64,6 +65,7 @@ class _Task:
     ask: Ask
     steps: Steps
     alpha: float = 0.0
+    mixing: Mixing | None = None
     streams: list[Stream] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     shown: str = ""
@@ -76,6 +78,7 @@ class MemoRAG:
 
     def __init__(self, library: Library, models: Models, settings: Settings) -> None:
         self.library, self.models, self.settings = library, models, settings
+        self.mixing: Mixing | None = None  # a Memory Decoder of this library's own, in place of the models'
 
     # --- documents ---
 
@@ -227,15 +230,14 @@ class MemoRAG:
             raise NothingToAsk("There is no document to ask about yet.", "Add one first.")
         if self.library.documents:
             self.models.embedder()
-        if alpha:
-            self.models.mixing()
+        mixing = (self.mixing or self.models.mixing()) if alpha else None
         began, runs = time.monotonic(), Runs(self.models)  # the models are loaded: what follows is the question's time
         try:
             asked = question
             if history:
                 asked = yield from self._stand_alone(question, history, runs, stop)
             tasks = {
-                name: _Task(ask := self._new_ask(asked, name, clues), STRATEGIES[name](ask), alpha)
+                name: _Task(ask := self._new_ask(asked, name, clues), STRATEGIES[name](ask), alpha, mixing)
                 for name in dict.fromkeys(strategies)
             }
             yield from self._work(tasks, runs, stop, began)
@@ -308,7 +310,10 @@ class MemoRAG:
                 yield item
                 item = next(task.steps)
             task.answering = isinstance(item, Prompt)
-            wanted = [replace(item, alpha=task.alpha)] if isinstance(item, Prompt) else item
+            if isinstance(item, Prompt) and task.mixing is not None:
+                task.ask.notes.append(f"The Memory Decoder has a share of {task.alpha:g} in this answer.")
+                item = replace(item, alpha=task.alpha, mixing=task.mixing)
+            wanted = [item] if isinstance(item, Prompt) else item
             task.streams = [runs.add(prompt) for prompt in wanted]
         except MemoError as error:
             tasks.pop(name, None)

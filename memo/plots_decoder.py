@@ -27,12 +27,15 @@ def label(text: str) -> str:
 
 
 def candidates(token: Token, alpha: float, names: tuple[str, str, str] = ("LLM", "memory", "mix")) -> Figure:
-    """Bars of the most probable candidates of the mix, under the LLM, the decoder and the mix. names: of the three."""
+    """Bars of the mix's most probable candidates, and of the token itself (in bold), under the LLM, the decoder and the
+    mix. names: of the three."""
     import plotly.graph_objects as go
 
     from memo.trace import remix
 
-    best = remix(token, alpha)[:SHOWN]
+    best = remix(token, alpha)
+    came = next(pair for pair in best if pair[0].id == token.id)
+    best = best[:SHOWN] if came in best[:SHOWN] else [*best[: SHOWN - 1], came]
     figure = empty(96 + 46 * len(best), "", "")
     values = {
         names[0]: [candidate.llm for candidate, _ in best],
@@ -51,6 +54,6 @@ def candidates(token: Token, alpha: float, names: tuple[str, str, str] = ("LLM",
     most = max((math.exp(logp) for logps in values.values() for logp in logps), default=1.0)
     figure.update_layout(barmode="group", bargap=0.28, bargroupgap=0.08, margin_t=38, legend_traceorder="normal")
     figure.update_xaxes(range=[0, 1.18 * most], tickformat=".0%", nticks=5)
-    ticks = [label(candidate.text) for candidate, _ in best]
+    ticks = [f"<b>{label(c.text)}</b>" if c.id == token.id else label(c.text) for c, _ in best]
     figure.update_yaxes(autorange="reversed", tickvals=list(range(len(best))), ticktext=ticks, showgrid=False)
     return figure

@@ -41,6 +41,7 @@ class Session:
     stop: Stop = field(default_factory=Stop)
     closed: bool = False
     busy: threading.Lock = field(default_factory=threading.Lock)
+    training: threading.Lock = field(default_factory=threading.Lock)  # held while a decoder is made in its folder
     view: Any = None  # what the app keeps of this visitor's page; it ends with the session
 
     def memorize(self, documents: Sequence[Document], ratio: int | None = None) -> Iterator[DocumentProgress]:
@@ -148,7 +149,7 @@ class Sessions:
             return
         session.closed = True
         session.stop.all()
-        with session.busy:  # whatever is being memorized ends at its next window
+        with session.training, session.busy:  # what is being made ends at its next window or step
             session.rag.library.destroy()
 
     def sweep(self) -> None:

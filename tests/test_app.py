@@ -18,8 +18,9 @@ from memo.errors import DamagedMemory, EmptyDocument, ModelError, SettingsError
 from memo.events import Answer, Citation, Clue, Found, Source
 from memo.pipeline import Models
 from memo.settings import Settings
-from memo.train.recipe import Studying
-from memo.ui import cards, exports, marks, texts
+from memo.trace import Candidate, Neighbour, Token
+from memo.train.recipe import Distilling, Studying
+from memo.ui import cards, chips, exports, marks, texts
 from memo.ui.app import Visitors
 from memo.ui.ask import AskPage
 from memo.ui.board import Board, Column
@@ -111,6 +112,17 @@ def visit_with(text=HOSTILE, language="en"):
     return visit
 
 
+def decoder_pieces(visit):
+    """The tab Memory Decoder, whose every token is hostile."""
+    visit.decoding.tokens = [Token(1, HOSTILE), Token(2, HOSTILE, -1.0, -2.0, (Candidate(2, HOSTILE, -1.0, -2.0),))]
+    visit.decoding.chosen = 1
+    visit.learning.error = EmptyDocument(HOSTILE)
+    return {
+        "tokens": chips.tokens(visit), "token": chips.token(visit), "training": chips.training(visit),
+        "neighbours": chips.neighbours(visit, [Neighbour(1.0, HOSTILE, HOSTILE, HOSTILE)]),
+    }  # fmt: skip
+
+
 def test_nothing_of_a_person_a_document_or_a_model_becomes_html():
     visit = visit_with()
     column, [clue] = visit.board.columns["memorag"], visit.board.clues
@@ -123,6 +135,7 @@ def test_nothing_of_a_person_a_document_or_a_model_becomes_html():
         "failed": cards.answer(visit, Column("memorag", "failed", "", None, EmptyDocument(HOSTILE))),
         "conversation": cards.conversation(visit),
         "notice": cards.notice("busy", HOSTILE),
+        **decoder_pieces(visit),
     }
     for name, html in pieces.items():
         seen = Tags(html)
@@ -265,17 +278,17 @@ def test_a_page_that_is_faster_than_the_models_says_so(app):
 
 def test_the_footer_names_the_endpoint_and_no_key(app):
     settings = Settings(endpoint_url="https://user:key@llm.example/v1", endpoint_model="m")
-    said = Visitors(settings, app.sessions, None).footer("en")
+    said = Visitors(settings, app.sessions, None, None).footer("en")
     assert "sent to llm.example" in said and "key" not in said and "60 minutes" in said
-    assert "no other service" in Visitors(Settings(), app.sessions, None).footer("en")
+    assert "no other service" in Visitors(Settings(), app.sessions, None, None).footer("en")
 
 
 def test_the_footer_says_whether_the_memory_is_trained(app):
     either = ("untrained", "w.safetensors")
     untrained, trained = (Settings(memory_model="org/<model>", memory_weights=one) for one in either)
-    said = Visitors(untrained, app.sessions, None).footer("en")
+    said = Visitors(untrained, app.sessions, None, None).footer("en")
     assert "org/&lt;model&gt;" in said and "untrained" in said and "README" in said
-    assert "trained for it" in Visitors(trained, app.sessions, None).footer("en")
+    assert "trained for it" in Visitors(trained, app.sessions, None, None).footer("en")
 
 
 def test_a_port_in_use_is_told_and_touches_nobody(app):
@@ -574,3 +587,162 @@ def test_a_follow_up_is_asked_with_the_conversation_and_a_new_one_without(visito
     visitor.call("ask", "How many blades?", ["rag"], True)
     visitor.watch("watch_answers")
     assert not visitor.visit.board.rewritten
+
+
+# --- the tab Memory Decoder ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """A training of few steps on few blocks."""
+    monkeypatch.setattr("memo.ui.learning.plan_for", lambda blocks: Distilling(steps=3, batch=1, micro=1, layers=1))
+
+
+def train(visitor):
+    visitor.call("train")
+    return visitor.watch("watch_training")
+
+
+def read(visitor, text="The mill has nine blades.", write=False):
+    visitor.call("continue_text" if write else "read_text", text)
+    return visitor.watch("watch_text")
+
+
+def folders(visitor):
+    return list(visitor.visit.session.rag.library.root.glob("decoder-*"))
+
+
+def test_without_a_decoder_the_tab_says_what_to_do(visitors):
+    visitor = visitors("one")
+    assert "no Memory Decoder here yet" in visitor.call("look")
+    assert "no Memory Decoder here yet" in visitor.call("read_text", "The mill.")
+    assert "no Memory Decoder here yet" in visitor.watch("watch_text")
+    assert "too little text" in visitor.call("train")
+    assert "too little text" in visitor.watch("watch_training")
+    visitor.put(("short.txt", "The mill."))
+    assert "too little text" in train(visitor)
+    visitor.call("change_mix", True, 0.5)
+    assert not visitor.visit.alpha and not folders(visitor)
+
+
+def test_a_decoder_is_trained_on_a_visitors_documents_for_them_alone(visitors, short_training):
+    visitor, other = visitors("one"), visitors("two")
+    visitor.put(("mill.txt", HARMLESS * 2))
+    shown = train(visitor)
+    assert "Learnt" in shown and "Perplexity" in shown and visitor.visit.learning.stage == "done"
+    [folder] = folders(visitor)
+    assert not (folder / "work" / "run").exists() and (folder / "work" / "store").exists()
+    assert other.visit.session.rag.mixing is None and "no Memory Decoder" in other.call("read_text", "The mill.")
+    train(visitor)  # again: in place of the first
+    assert len(folders(visitor)) == 1 and folders(visitor) != [folder]
+    root = visitor.visit.session.rag.library.root
+    visitor.app.sessions.close(visitor.token)
+    assert not root.exists()
+
+
+def test_a_text_is_read_token_by_token_and_mixed_again_without_a_model(visitors, short_training, monkeypatch):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS * 2))
+    train(visitor)
+    visitor.call("change_alpha", 0.8)
+    text = "The <b>mill</b> has nine"
+    shown = read(visitor, text)
+    assert "data-token" in shown and "perplexity" in shown and "<b>mill" not in shown
+    tokens = visitor.visit.decoding.tokens
+    assert "".join(token.text for token in tokens) == text
+    chosen = visitor.call("choose_token", event={"token": len(text) - 1})
+    assert "distance" in chosen and "blades" in chosen and "plotly" in chosen
+    monkeypatch.setattr("memo.trace._read", None)  # no model from here on
+    before, after = visitor.call("change_alpha", 0.2), visitor.call("change_alpha", 0.0)
+    assert before != after and "raised by" in after and 'token raised' not in after and 'token lowered' not in after
+    for nonsense in ({"token": 10**6}, {"token": "1"}, {"token": -1}, {}, [1]):
+        assert "Traceback" not in visitor.call("choose_token", event=nonsense)
+    assert visitor.visit.decoding.chosen == len(text) - 1
+
+
+def test_a_text_is_gone_on_with_and_stopped(visitors, short_training):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS * 2))
+    train(visitor)
+    read(visitor, "The mill", write=True)
+    tokens = visitor.visit.decoding.tokens
+    assert [token.written for token in tokens[:8]] == [False] * 8 and not visitor.visit.decoding.running
+    assert "Type a text first" in visitor.call("read_text", "  ")
+    visitor.call("read_text", "x" * 900)
+    assert "longer than what is read" in visitor.watch("watch_text")
+    visitor.call("continue_text", "The mill")
+    visitor.call("stop_text")
+    visitor.watch("watch_text")
+    assert not visitor.visit.decoding.running
+
+
+def test_the_decoder_is_mixed_into_answers_on_request(visitors, short_training):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS * 2))
+    train(visitor)
+    visitor.visit.session.rag.mixing.alpha = 0.4
+    for mix, alpha, share in ((True, 0.7, "0.7"), (False, 0.7, "")):
+        visitor.call("change_mix", mix, alpha)
+        visitor.call("ask", "How many blades?", ["rag"], False)
+        shown = visitor.watch("watch_answers")
+        assert ("has a share of 0.7 in this answer" in shown) == bool(share)
+
+
+def test_a_decoder_goes_with_a_document_it_learnt(visitors, short_training):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS * 2))
+    train(visitor)
+    visitor.put(("other.txt", SECRET))
+    visitor.call("change_mix", True, 0.5)
+    read(visitor)
+    keys = {row.name: key for key, row in visitor.visit.rows.items()}
+    visitor.call("change_document", event={"delete": keys["other.txt"]})
+    assert visitor.visit.session.rag.mixing is not None and visitor.visit.alpha == 0.5
+    visitor.call("change_document", event={"delete": keys["mill.txt"]})
+    visit = visitor.visit
+    assert visit.session.rag.mixing is None and not visit.alpha and not visit.decoding.tokens and not folders(visitor)
+    assert "no Memory Decoder here yet" in visitor.call("look")
+
+
+@pytest.mark.parametrize("how", ["stop", "delete", "leave"])
+def test_a_training_that_is_ended_leaves_nothing(visitors, short_training, monkeypatch, how):
+    visitor = visitors("one")
+    visitor.put(("mill.txt", HARMLESS * 2))
+    visit, told = visitor.visit, []
+    at, [key], root = visit.learning._at, visit.rows, visit.session.rag.library.root
+
+    def ending(stage, done, of):
+        at(stage, done, of)
+        if stage == "training" and not told:
+            told.append(stage)
+            if how == "leave":
+                visit.session.closed = True
+            else:
+                visitor.call("stop_training") if how == "stop" else visit.delete(key)
+
+    monkeypatch.setattr(visit.learning, "_at", ending)
+    shown = train(visitor)
+    visit.learning._thread.join(20)
+    assert told and not list(root.glob("decoder-*")) and visit.session.rag.mixing is None
+    if how == "stop":
+        assert "Stopped." in shown and states(visitor) == {"mill.txt": "ready"}
+        monkeypatch.undo()
+    visit.session.closed = False
+
+
+def test_with_an_endpoint_no_decoder_can_be_mixed_in(visitors, monkeypatch):
+    visitor = visitors("one")
+    session = visitor.visit.session
+    monkeypatch.setattr(session, "settings", replace(session.settings, endpoint_url="http://127.0.0.1:1/v1"))
+    assert "a service elsewhere" in visitor.call("look") and "a service elsewhere" in visitor.call("read_text", "The")
+
+
+def test_a_forged_page_has_no_tab_either(visitors, app, short_training):
+    owner = visitors("owner")
+    owner.put(("mill.txt", HARMLESS * 2))
+    train(owner)
+    read(owner, "My secret text")
+    stranger = Visitor(app, "made-up-page", open_it=False)
+    for handler, data in (("choose_token", ()), ("change_alpha", (0.5,)), ("train", ()), ("look", ())):
+        assert "secret" not in stranger.call(handler, *data)
+    assert "secret" not in stranger.watch("watch_text") and owner.visit.decoding.tokens

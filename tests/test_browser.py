@@ -12,6 +12,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 from screenshots import ARGUMENTS, CHROMIUM
 
 import memo.ui
+from memo.decoder import first_layers
+from memo.mixing import Mixing
 from memo.train.recipe import Studying
 
 pytestmark = [
@@ -248,6 +250,70 @@ def test_a_phone_scrolls_only_downwards_and_everything_can_be_read(open_page, th
     assert not page.evaluate(LOW_CONTRAST)
 
 
+def give_a_decoder(app):
+    """The visitor whose page was opened last gets a Memory Decoder: the language model's first layers."""
+    session = list(app.sessions._sessions.values())[-1]
+    reader = session.rag.models.generator().model
+    session.rag.mixing = Mixing(reader, first_layers(reader.model, 6).to(reader.model.dtype).eval(), 0.5)
+
+
+def test_a_text_is_read_token_by_token_and_mixed_anew(open_page, app):
+    page = open_page()
+    page.get_by_role("tab", name="Memory Decoder").click()
+    page.locator("#trace-read").click()
+    expect(page.locator("#trace-status")).to_contain_text("no Memory Decoder here yet")
+    give_a_decoder(app)
+    page.get_by_role("tab", name="Ask").click()
+    page.get_by_role("tab", name="Memory Decoder").click()
+    expect(page.locator("#decoder-which")).to_contain_text("Your own decoder")
+    page.locator("#trace-text textarea").fill(HOSTILE)
+    page.locator("#trace-read").click()
+    expect(page.locator(".token").first).to_be_visible(timeout=LONG)
+    assert page.locator(".tokens").inner_text().replace("·", " ") == HOSTILE
+    assert page.evaluate("window.hacked") is None and page.locator(".tokens img, .tokens script").count() == 0
+    token = page.locator(".token").nth(6)
+    token.click()
+    expect(token).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#trace-token .looked-at")).to_have_text(token.inner_text())
+    expect(page.locator("#trace-bars .bars .point").first).to_be_visible(timeout=LONG)
+    expect(page.locator("#trace-near")).to_contain_text("datastore that this decoder was made from is not here")
+    mixed, alone = (page.locator(f"#trace-sums .{name} dd").inner_text() for name in ("mixed", "llm"))
+    bars = page.locator("#trace-bars .bartext").all_text_contents()
+    assert mixed != alone and bars
+    page.locator("#trace-alpha input[type=number]").fill("0")
+    page.locator("#trace-alpha input[type=number]").press("Enter")
+    expect(page.locator("#trace-sums .mixed dd")).to_have_text(alone)
+    expect(page.locator("#trace-token .times")).to_contain_text("1.00 times")
+    now = "[...document.querySelectorAll('#trace-bars .bartext')].map((text) => text.textContent)"
+    page.wait_for_function(f"old => {now}.join() != old.join()", arg=bars)
+    assert page.locator(".token.raised, .token.lowered").count() == 0
+    page.locator("#trace-text textarea").fill("The mill stood")
+    page.locator("#trace-write").click()
+    expect(page.locator(".token.written").nth(3)).to_be_visible(timeout=LONG)
+    page.locator("#trace-stop").click()
+    expect(page.locator("#trace-stop")).to_be_disabled(timeout=LONG)
+    page.get_by_role("tab", name="Ask").click()
+    page.locator("#options button").first.click()
+    expect(page.locator("#mix input")).to_be_enabled()
+    page.locator("#mix input").check()
+    expect(page.locator("#status")).to_contain_text("Put in a document first")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_decoders_tab_on_a_phone(open_page, app, theme):
+    page = open_page(f"?__theme={theme}", width=390, height=800, has_touch=True)
+    give_a_decoder(app)
+    page.get_by_role("tab", name="Memory Decoder").click()
+    page.locator("#trace-text textarea").fill("The mill stood at the river bend. " + "w" * 120)
+    page.locator("#trace-read").click()
+    expect(page.locator(".token").first).to_be_visible(timeout=LONG)
+    page.locator(".token").nth(4).click()
+    expect(page.locator("#trace-bars .bars .point").first).to_be_visible(timeout=LONG)
+    page.locator(".numbers summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert not page.evaluate(LOW_CONTRAST)
+
+
 def test_korean_from_the_browsers_language(open_page):
     page = open_page(locale="ko-KR")
     expect(page.locator("#documents-panel h2")).to_contain_text("문서")
@@ -257,6 +323,10 @@ def test_korean_from_the_browsers_language(open_page):
     expect(page.locator(".document.failed .why")).to_have_text("empty.txt에 글이 없습니다. 글이 있는 파일을 고르세요.")
     page.locator("#ask").click()
     expect(page.get_by_text("먼저 질문을 입력하세요.")).to_be_visible()
+    page.get_by_role("tab", name="메모리 디코더").click()
+    expect(page.locator("#decoder-which")).to_contain_text("아직 메모리 디코더가 없습니다")
+    page.locator("#train").click()
+    expect(page.locator("#training")).to_contain_text("배울 글이 너무 적습니다")
 
 
 def test_a_refused_question_leaves_the_rest_of_the_page_as_it_is(open_page):

@@ -78,6 +78,15 @@ def test_answers_with_and_without_it_in_one_batch(generator):
     assert together[0] != together[2]
 
 
+def test_a_prompt_may_bring_a_decoder_of_its_own(generator):
+    own, shared = Mixing(generator.model, tiny.model("llama", seed=7, num_hidden_layers=1), 0.5), generator.mixing
+    found = {name: write(generator, Prompt(QUESTION, 8, alpha=0.9, mixing=one)).text
+             for name, one in (("own", own), ("shared", None))}  # fmt: skip
+    generator.mixing = None
+    assert found["own"] == write(generator, Prompt(QUESTION, 8, alpha=0.9, mixing=own)).text != found["shared"]
+    assert found["shared"] == write(generator, Prompt(QUESTION, 8, alpha=0.9, mixing=shared)).text
+
+
 def test_it_reads_no_memory(generator):
     memory = read_all(generator.model.memorize(tiny.TEXT, "mill", ratio=4, window=64))
     slots = generator.model.slots(memory.keys[:, None], memory.values[:, None])

@@ -23,6 +23,7 @@ from memo.sessions import Sessions
 from memo.settings import Settings
 from memo.ui import cards, marks
 from memo.ui.ask import EVERY, AskPage
+from memo.ui.decoder_tab import DecoderTab
 from memo.ui.draw import Drawn
 from memo.ui.layout import i18n, page
 from memo.ui.texts import ASSETS, language_of, say
@@ -41,13 +42,13 @@ WHEN_DRAWN = """async () => {
 class Visitors:
     """Opens a session when a page is loaded and closes it when the page is left."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, ask: AskPage) -> None:
-        self.settings, self.sessions, self.ask = settings, sessions, ask
+    def __init__(self, settings: Settings, sessions: Sessions, ask: AskPage, tab: DecoderTab) -> None:
+        self.settings, self.sessions, self.ask, self.tab = settings, sessions, ask, tab
         self._by_page: dict[str, str] = {}  # Gradio's hash of a page -> our token
 
     def wire(self, demo: gr.Blocks) -> None:
         p, private = self.ask.page, {"show_progress": "hidden", "api_visibility": "private"}
-        first = [p.token, p.documents, p.privacy, p.status, *self.ask.everything()]
+        first = [p.token, p.documents, p.privacy, p.status, *self.ask.everything(), *self.tab.everything()]
         demo.load(self.open, None, list(dict.fromkeys(first)), queue=False, js=WHEN_DRAWN, **private).then(
             self.ask.told(self.watch_models), p.token, p.status, concurrency_limit=None, **private
         )
@@ -68,7 +69,7 @@ class Visitors:
             p.token: session.token,
             p.documents: cards.documents(visit),
             p.privacy: self.footer(language),
-        } | empty
+        } | empty | self.tab.draw(visit) | self.tab.fitting(visit)
 
     def footer(self, language: str) -> str:
         """Which models work here, what stays here, what leaves, when it is deleted."""
@@ -108,7 +109,9 @@ def build(settings: Settings, sessions: Sessions, warmup: Warmup | None = None) 
         token = gr.State(None, delete_callback=lambda value: sessions.close(value or ""))
         ask = AskPage(page(settings, token), sessions, warmup)
         ask.wire()
-        Visitors(settings, sessions, ask).wire(demo)
+        tab = DecoderTab(ask)
+        tab.wire()
+        Visitors(settings, sessions, ask, tab).wire(demo)
     return demo.queue(max_size=32, default_concurrency_limit=8, api_open=False)
 
 

@@ -61,7 +61,7 @@ class AskPage(Painter):
         answering = {"concurrency_id": "ask", "concurrency_limit": AT_ONCE, "show_progress": "hidden"}
         answering["api_visibility"] = "private"
         reading = answering | {"concurrency_id": "documents", "concurrency_limit": UPLOADS}
-        documents = [p.documents, p.status, p.delete_all, p.ratio, *p.chips]
+        documents = [p.documents, p.status, p.delete_all, p.ratio, p.mix, p.mix_alpha, *p.chips]
 
         on = self.told
         p.files.upload(on(self.receive), [p.token, p.files], [p.files, *documents], **quick).then(
@@ -77,6 +77,7 @@ class AskPage(Painter):
         p.ratio.input(on(self.change_ratio), [p.token, p.ratio], documents, **quick).then(
             on(self.watch_documents), p.token, documents, **reading
         )
+        gr.on([p.mix.input, p.mix_alpha.input], on(self.change_mix), [p.token, p.mix, p.mix_alpha], p.status, **quick)
         for chip in p.chips:
             chip.click(lambda text: text, chip, p.question, **quick)
 
@@ -110,12 +111,15 @@ class AskPage(Painter):
         except MemoError:
             raise Ended from None
 
-    def told(self, handler: Callable) -> Callable:
-        """The handler, which says below the question that the session has ended instead of failing."""
+    def told(self, handler: Callable, status: Any = None) -> Callable:
+        """The handler, which says in `status` (by default below the question) that the session has ended instead of
+        failing."""
 
         def ended(request: gr.Request) -> Updates:
-            return {self.page.status: cards.notice("error", say(language_of(request), "session.ended"))}
+            notice = cards.notice("error", say(language_of(request), "session.ended"))
+            return {status or self.page.status: notice}
 
+        unchanged = {status or self.page.status: gr.skip()}
         if isasyncgenfunction(handler):
 
             @wraps(handler)
@@ -131,7 +135,7 @@ class AskPage(Painter):
         @wraps(handler)
         def handle(token: str, request: gr.Request, *values: Any) -> Updates:
             try:
-                return handler(token, request, *values)
+                return handler(token, request, *values) or unchanged  # nothing at all would be drawn as it is
             except Ended:
                 return ended(request)
 
@@ -171,6 +175,10 @@ class AskPage(Painter):
         visit = self.visit(token, request)
         visit.change_ratio(ratio)
         return self.draw_documents(visit)
+
+    def change_mix(self, token: str, request: gr.Request, mix: bool, alpha: float) -> Updates:
+        self.visit(token, request).mix(float(alpha) if mix else 0.0)
+        return {}
 
     async def watch_documents(self, token: str, request: gr.Request) -> AsyncIterator[Updates]:
         visit, shown = self.visit(token, request), None

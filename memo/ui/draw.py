@@ -12,6 +12,7 @@ import gradio as gr
 
 from memo.ui import cards, marks
 from memo.ui.board import Board
+from memo.ui.decoding import usable
 from memo.ui.layout import CHIPS, CLUES, Page, examples
 from memo.ui.texts import say, tell
 from memo.ui.visits import Visit
@@ -66,7 +67,14 @@ class Painter:
             p.delete_all: gr.Button(interactive=bool(visit.rows)),
             p.status: self.status(visit),
             **chips,
+            **self.draw_mix(visit),
         }
+
+    def draw_mix(self, visit: Visit) -> Updates:
+        """The Memory Decoder's switch, which can be used where there is one."""
+        there = usable(visit.session)
+        mix = gr.Checkbox(interactive=True) if there else gr.Checkbox(value=False, interactive=False)
+        return {self.page.mix: mix, self.page.mix_alpha: gr.Slider(interactive=there)}
 
     def status(self, visit: Visit) -> str:
         """One line below the question: what can be done now."""

@@ -1,4 +1,4 @@
-"""The Ask page's components, from top to bottom: documents, question, clues, passages, answers, conversation.
+"""The page's components: in the tab Ask documents, question, clues, passages, answers, conversation; the other tab.
 
 In: settings and examples. Out: `Page`, whose fields the handlers in `memo.ui.ask` read and write.
 """
@@ -16,6 +16,8 @@ from memo.answers import DEFAULT_COMPARISON, STRATEGIES
 from memo.clues import KINDS, LINES
 from memo.names import NAMES
 from memo.settings import Settings
+from memo.ui.decoder_layout import DecoderPage, decoder_page
+from memo.ui.decoding import ALPHA
 from memo.ui.texts import ASSETS, LANGUAGES, table
 
 CLUES = LINES * len(KINDS) + NAMES  # rows for clues
@@ -91,6 +93,8 @@ class Page:
     follow: gr.Checkbox
     strategies: gr.CheckboxGroup
     ratio: gr.Radio
+    mix: gr.Checkbox
+    mix_alpha: gr.Slider
     clue_note: gr.HTML
     clues: list[ClueRow]
     own: gr.Textbox
@@ -103,6 +107,7 @@ class Page:
     markdown: gr.Button
     json: gr.Button
     export: gr.Textbox
+    decoder: DecoderPage
 
 
 def title(number: int, key: str) -> gr.HTML:
@@ -114,6 +119,18 @@ def page(settings: Settings, token: gr.State) -> Page:
     """Lays the page out."""
     made: dict = {"token": token}
     gr.HTML('<div class="masthead"><h1>memo</h1><p>' + i18n("tagline") + "</p></div>", elem_id="masthead")
+    with gr.Tabs(elem_id="tabs"):
+        with gr.Tab(i18n("tab.ask"), id="ask", elem_classes="page"):
+            made |= asking(settings)
+        with gr.Tab(i18n("tab.decoder"), id="decoder", elem_classes="page") as tab:
+            made["decoder"] = decoder_page(tab, i18n)
+    made["privacy"] = gr.HTML(elem_id="privacy")
+    return Page(**made)
+
+
+def asking(settings: Settings) -> dict:
+    """The tab Ask."""
+    made: dict = {}
     with gr.Row(elem_classes="pair"):
         with gr.Column(scale=5, min_width=320, elem_id="documents-panel"):
             made |= documents()
@@ -129,8 +146,7 @@ def page(settings: Settings, token: gr.State) -> Page:
         made |= answers()
     with gr.Column(elem_id="conversation-panel"):
         made |= conversation()
-    made["privacy"] = gr.HTML(elem_id="privacy")
-    return Page(**made)
+    return made
 
 
 def documents() -> dict:
@@ -167,9 +183,13 @@ def question(settings: Settings) -> dict:
             [(f"1 : {n}", n) for n in sorted({*RATIOS, settings.ratio})], value=settings.ratio,
             label=i18n("ratio.label"), info=i18n("ratio.info"), elem_id="ratio",
         )  # fmt: skip
+        mix = gr.Checkbox(False, label=i18n("mix"), info=i18n("mix.info"), interactive=False, elem_id="mix")
+        mix_alpha = gr.Slider(
+            0, 1, ALPHA, step=0.05, label=i18n("alpha"), interactive=False, buttons=[], elem_id="mix-alpha"
+        )
     return {
         "question": box, "chips": chips, "ask": ask, "stop": stop, "status": status, "follow": follow,
-        "strategies": strategies, "ratio": ratio,
+        "strategies": strategies, "ratio": ratio, "mix": mix, "mix_alpha": mix_alpha,
     }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from memo.pipeline import Stop
 from memo.sessions import Session, Sessions
 from memo.train.recipe import Studying
 from memo.ui.board import Board
+from memo.ui.decoding import Decoding, usable
+from memo.ui.learning import Learning
 
 INCOMING = "incoming"  # the folder of files that wait to be read, in the session's own
 WAITING = 2  # times as many files may wait as there may be documents
@@ -70,6 +72,8 @@ class Visit:
         self.board: Board | None = None
         self.turns: list[Turn] = []
         self.ratio = session.settings.ratio
+        self.alpha = 0.0  # the Memory Decoder's share in answers
+        self.decoding, self.learning = Decoding(session), Learning(session)
         self.example = ""  # the example put in last, whose questions are suggested
         self._lock = threading.RLock()
         self._worker: threading.Thread | None = None
@@ -231,11 +235,23 @@ class Visit:
         if row is None:
             return
         self._drop(row)
+        if row.entry is not None:
+            self._unlearn(row.entry.id)
         if row is current:
             self.session.stop.all()  # the worker ends at the next window and leaves nothing behind
         elif row.entry is not None:
             self._interrupt(current)
             self.session.forget(row.entry.id)
+
+    def _unlearn(self, document: str = "") -> None:
+        """A decoder that learnt a document goes with it."""
+        if self.learning.forget(document):
+            self.decoding.clear()
+            self.mix(self.alpha)
+
+    def mix(self, alpha: float) -> None:
+        """Mixes the Memory Decoder into the answers, if there is one. alpha: its share, 0 to 1."""
+        self.alpha = alpha if usable(self.session) else 0.0
 
     def _interrupt(self, current: Row | None) -> None:
         """Lets a deletion pass a long reading, which then begins again."""
@@ -256,6 +272,8 @@ class Visit:
         for document in list(self.session.rag.library.documents):
             self.session.forget(document)
         self.example = ""
+        self._unlearn()
+        self.decoding.clear()
         self.new_conversation()
 
     def change_ratio(self, ratio: int) -> None:
@@ -303,7 +321,8 @@ class Visit:
     def _answer(self, board: Board) -> None:
         question, history = (board.question, board.history) if board.edited is None else (self._asked(board), ())
         try:
-            for event in self.session.rag.compare(question, board.wanted, history, board.edited, board.stop):
+            compare = self.session.rag.compare
+            for event in compare(question, board.wanted, history, board.edited, board.stop, self.alpha):
                 self.session.used = time.monotonic()
                 board.apply(event)
             board.settle()
