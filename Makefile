@@ -56,7 +56,7 @@ lint: $(BIN)/.tested
 	$(BIN)/ruff check .
 
 test: setup $(BIN)/.tested chromium lint  ## ruff and every test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 notebooks: setup $(BIN)/.tested chromium  ## executes the notebooks and saves their outputs
 	$(BIN)/python notebooks/execute.py

@@ -20,6 +20,13 @@ from memo.settings import Settings
 SMALL = Settings(answer_tokens=24, clue_tokens=24, window=256, context_tokens=400)
 
 
+FIRST = ("test_notebooks.py", "test_browser.py")  # the longest: begun last, one core would wait for the other
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
 @pytest.fixture(scope="session")
 def models():
     """The embedded models, with short answers; tests share one copy of the weights."""
