@@ -1,4 +1,5 @@
-"""The command line of the measurements: `python -m memo evaluate qa | memory | clues | study | speed | report`.
+"""The command line of the measurements: `python -m memo evaluate qa | memory | clues | study | decoder | speed |
+report`.
 
 In: arguments. Out: rows on the terminal, JSON to `--out` (with the machine, the command, the commit and the date), and
 beside it `<out>.rows.jsonl`: what is done already, so that a killed run goes on where it was.
@@ -84,6 +85,18 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     study.add_argument("--texts", type=Path, nargs="+", required=True, metavar="FILE",
                        help="texts with NAME.questions.json beside them, as in assets/examples")  # fmt: skip
     study.add_argument("--steps", default="50,200", metavar="A,B,…", help="of studying (default 50,200)")
+    decoder = command("decoder", "measure a Memory Decoder against RAG, a kNN-LM, DAPT and LoRA on the same texts")
+    decoder.add_argument("--domain", required=True, metavar="NAME", help="what the texts are about, for people to read")
+    for name, told in (("learn", "what all of them learn"), ("held-out", "what choices are made on"),
+                       ("test", "what is predicted"), ("other", "what is predicted of other domains")):  # fmt: skip
+        decoder.add_argument(f"--{name}", nargs="+", required=name != "other", default=[], metavar="SOURCE",
+                             help=f"{told}; as memo decode-train takes it")  # fmt: skip
+    decoder.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+                         help="another number in the plan (Distilling in memo/train/recipe.py)")  # fmt: skip
+    decoder.add_argument("--tokens-test", type=at_least(1), default=20_000, metavar="N",
+                         help="tokens predicted of the test and of other texts, about (default 20000)")  # fmt: skip
+    decoder.add_argument("--repeats", type=at_least(1), default=5, help="rounds of timing that count (default 5)")
+    decoder.add_argument("--work", type=Path, required=True, metavar="DIR", help="for stores and what is trained")
     speed = command("speed", "measure speed, as ratios within one process")
     speed.add_argument("--text", type=Path, metavar="FILE", help="a long text (default: the examples)")
     speed.add_argument("--repeats", type=at_least(1), default=3, help="rounds that count (default 3)")
@@ -255,6 +268,36 @@ def run_study(chosen: argparse.Namespace) -> dict[str, Any]:
     return {"what": what, "rows": studying.evaluate(examples, reader, settings, plan, steps, rows, tell)}
 
 
+def run_decoder(chosen: argparse.Namespace) -> dict[str, Any]:
+    from memo.evaluate import decoder
+    from memo.evaluate.adaptation import Rivals
+    from memo.evaluate.decoder_bench import Bench, Text, about
+    from memo.models import display_name, fingerprint
+    from memo.train import decode, decode_cli
+    from memo.train.cli import changed
+    from memo.train.recipe import Distilling
+
+    settings, plan, rivals = from_environment(), changed(Distilling(), chosen.changes), Rivals()
+    llm, tokenizer, accelerator = decode_cli.loaded(settings)
+    sources = {"learn": chosen.learn, "held": chosen.held_out, "test": chosen.test, "other": chosen.other}
+    tokens = {name: decode_cli.tokenized(some, tokenizer, settings, chosen.work)
+              for name, some in sources.items() if some}  # fmt: skip
+    most = {"held": decode.HELD_TOKENS, "test": chosen.tokens_test, "other": chosen.tokens_test}
+    texts = {name: Text(tokens[name], decode.first_blocks(tokens[name], most[name])) for name in most if name in tokens}
+    what = {"domain": chosen.domain, "model": display_name(settings.generator or settings.memory_model),
+            "device": str(llm.device), "dtype": str(llm.dtype).removeprefix("torch.")}  # fmt: skip
+    rows = rows_of(chosen.out, {
+        "measure": "decoder", **what, "fingerprint": fingerprint(llm), "plan": asdict(plan), "rivals": asdict(rivals),
+        "texts": {name: about(one) for name, one in tokens.items()}, "most": most, "repeats": chosen.repeats,
+    })  # fmt: skip
+    bench = Bench(chosen.domain, llm, tokenizer, tokens["learn"], texts, plan, rivals, chosen.work, accelerator, rows,
+                  tell)  # fmt: skip
+    results = decoder.evaluate(bench, chosen.repeats)
+    for row in results["test"]:
+        tell({"way": row["way"], "perplexity": row["perplexity"]["mean"]})
+    return {**results, "what": {**what, **results["what"]}}
+
+
 def run_speed(chosen: argparse.Namespace) -> dict[str, Any]:
     from memo.evaluate import speed
     from memo.models import Models
@@ -296,7 +339,8 @@ def run(chosen: argparse.Namespace) -> int:
         print(f"Wrote {chosen.results / 'RESULTS.md'}.")
         return 0
     check_out(chosen.out)
-    measures = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "study": run_study, "speed": run_speed}
+    measures = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "study": run_study, "decoder": run_decoder,
+                "speed": run_speed}  # fmt: skip
     write(chosen.out, measures[chosen.measure](chosen), "memo")
     print(f"Wrote {chosen.out}.")
     return 0

@@ -1,8 +1,8 @@
 """The report: RESULTS.md, made from the JSON files of the measurements and from nothing else.
 
-In: a folder with qa/<set>.json, memory.json, memory-trained.json, clues.json, study.json and speed.json, of which any
-may be missing. Out: Markdown; the same bytes for the same files. What a reader wants first comes first; every number
-and where it is from stand at the end.
+In: a folder with qa/<set>.json, decoder/<domain>.json, memory.json, memory-trained.json, clues.json, study.json and
+speed.json, of which any may be missing. Out: Markdown; the same bytes for the same files. What a reader wants first
+comes first; every number and where it is from stand at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memo.errors import SettingsError
+from memo.evaluate.report_decoder import decoders
 from memo.evaluate.report_sets import ablation, answers, by_value, losses, retrieval
 from memo.evaluate.report_tables import (
     ENOUGH,
@@ -33,23 +34,26 @@ NEEDED = {  # what `results` of a file has at least
     "memory": ("what", "rows"),
     "study": ("what", "rows"),
     "clues": ("what", "sets", "weights", "against"),
+    "decoder": ("what", "trained", "alphas", "test", "sweep", "router", "alpha_zero", "store", "speed"),
     "speed": ("what", "memorize", "first_clue", "bytes", "load", "exponent", "compare", "search", "visitors", "peak"),
 }  # fmt: skip
 SINGLE = {  # file -> its kind
     "memory": "memory", "memory-trained": "memory", "clues": "clues", "study": "study", "speed": "speed",
 }  # fmt: skip
+SEVERAL = ("qa", "decoder")  # folders of files, each of the kind that the folder is named after
 MODELS = ("memory", "memory_weights", "generator", "embedder")
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """{"qa": {name of the file: its content}, and for each of `SINGLE` its content or None}.
+    """{"qa" and "decoder": {name of the file: its content}, and for each of `SINGLE` its content or None}.
 
     Raises:
         SettingsError: a file is no JSON, or holds something else than its name says.
     """
-    sets = {path.stem: read(path, "qa") for path in sorted((folder / "qa").glob("*.json"))}
+    several = {kind: {path.stem: read(path, kind) for path in sorted((folder / kind).glob("*.json"))}
+               for kind in SEVERAL}  # fmt: skip
     single = {name: (folder / f"{name}.json", kind) for name, kind in SINGLE.items()}
-    return {"qa": sets} | {name: read(*one) if one[0].exists() else None for name, one in single.items()}
+    return several | {name: read(*one) if one[0].exists() else None for name, one in single.items()}
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:
@@ -78,10 +82,10 @@ def report(folder: Path, out: Path) -> None:
         SettingsError: one of them cannot be read; `out` is as it was.
     """
     files = load(folder)
-    sets = {name: content["results"] for name, content in files["qa"].items()}
+    sets, domains = ({name: content["results"] for name, content in files[kind].items()} for kind in SEVERAL)
     single = {name: files[name] and files[name]["results"] for name in SINGLE}
     memory, speed = single["memory"], single["speed"]
-    parts = ["# Results", *opening(sets, single), *targets(sets, speed, single["memory-trained"])]
+    parts = ["# Results", *opening(sets, single, domains), *targets(sets, speed, single["memory-trained"])]
     if sets:
         parts += retrieval(sets) + answers(sets) + ablation(sets) + losses(sets)
     else:
@@ -90,6 +94,7 @@ def report(folder: Path, out: Path) -> None:
     parts += ["## The trained memory", *kept(single["memory-trained"])[1:]] if single["memory-trained"] else []
     parts += recalled(single["clues"]) if single["clues"] else []
     parts += studied(single["study"]) if single["study"] else []
+    parts += decoders(domains)
     parts += fast(speed) if speed else ["## Speed", "Not measured: there is no `speed.json`."]
     parts += limits(sets, memory, speed)
     if any(files.values()):
@@ -101,7 +106,9 @@ def report(folder: Path, out: Path) -> None:
 # --- what was measured -----------------------------------------------------------------------------------------------
 
 
-def opening(sets: Mapping[str, Results], single: Mapping[str, Results | None]) -> list[str]:
+def opening(
+    sets: Mapping[str, Results], single: Mapping[str, Results | None], domains: Mapping[str, Results]
+) -> list[str]:
     """A few sentences: what was measured, with which models, and how to read a difference."""
     what = []
     if sets:
@@ -113,6 +120,8 @@ def opening(sets: Mapping[str, Results], single: Mapping[str, Results | None]) -
             what.append(f"what the {kind} keeps of {len(results['what']['texts'])} texts")
     what += ["what is recalled after each stage of training"] if single["clues"] else []
     what += ["what studying a document harder gains"] if single["study"] else []
+    if domains:
+        what.append(f"a Memory Decoder in {len(domains)} domain{'s' * (len(domains) > 1)}")
     what += ["speed"] if single["speed"] else []
     if not what:
         return ["Nothing is measured yet."]
@@ -183,7 +192,7 @@ def settings(sets: Mapping[str, Results]) -> list[str]:
 
 def sources(files: Mapping[str, Any]) -> list[str]:
     """Files, commands, commits, machines."""
-    named = [(f"qa/{name}.json", content) for name, content in files["qa"].items()]
+    named = [(f"{kind}/{name}.json", content) for kind in SEVERAL for name, content in files[kind].items()]
     named += [(f"{name}.json", files[name]) for name in SINGLE if files[name]]
     return [
         "Made by `python -m memo evaluate report` from the files below, and from nothing else.",
