@@ -110,6 +110,7 @@ def evaluate(bench: Bench, repeats: int = 5) -> dict[str, Any]:
     results = {
         "what": {"tokens": {one: len(text.labels) for one, text in texts.items()},
                  "documents": {one: len(set(text.documents)) for one, text in texts.items()},
+                 "also_learnt": bench.unit("documents learnt too", bench.also_learnt),
                  "learnt": about(bench.learnt), "plan": asdict(bench.plan), "rivals": asdict(rivals),
                  "window": datastore.WINDOW, "stride": datastore.STRIDE,
                  "parameters": sum(one.numel() for one in llm.parameters()), "layers": llm.config.num_hidden_layers},

@@ -214,6 +214,17 @@ class Bench:
     def passages(self) -> in_context.Passages:
         return in_context.Passages(self.learnt, self.tokenizer, self.rivals.passage)
 
+    def also_learnt(self) -> dict[str, int]:
+        """How many documents of each text the learnt corpus has too: those say nothing about new text."""
+        found = {}
+        for one in self.judged:
+            tokens = self.texts[one].tokens
+            numbers, spans = datastore.context_numbers(tokens), list(itertools.pairwise(tokens.bounds))
+            some = [spans[document] for document in set(self.texts[one].documents)]
+            masks = [self.passages.allowed(np.asarray(tokens.ids[a:b]), numbers[a:b]) for a, b in some]
+            found[one] = sum(bool((mask == 0).any()) for mask in masks)
+        return found
+
     def router(self, held: Logps, alone: Logps) -> tuple[dict[str, Any], Logps]:
         """The router against the best one alpha, both of the same half of the held-out text. -> about both; log p"""
         text = self.texts["held"]

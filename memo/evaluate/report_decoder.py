@@ -52,6 +52,7 @@ def one_domain(name: str, results: Results) -> list[str]:
     texts = f"{tokens['test']:,} tokens of {documents['test']:,} documents"
     if other:
         texts += f", and on {tokens['other']:,} tokens of {documents['other']:,} documents of other domains"
+    known = [f"{count} of the {one} text" for one, count in what["also_learnt"].items() if count]
     return [
         f"### {what['domain']} ({name})",
         f"{what['model']}, {number(what['parameters'])} parameters, {what['dtype']}. Learnt:"
@@ -59,12 +60,14 @@ def one_domain(name: str, results: Results) -> list[str]:
         f" blocks of {what['window']:,} tokens, each token with {what['window'] - what['stride']} before it where"
         " there are so many. Intervals are drawn over documents; ratios are of the same tokens. The decoder starts from"
         f" {plan['layers']} of the model’s {what['layers']} layers, kl_weight {plan['kl_weight']:g}. Everything trained"
-        f" read the same {blocks:,} blocks. Chosen on {tokens['held']:,} held-out tokens: {_chosen(results)}.",
+        f" read the same {blocks:,} blocks. Chosen on {tokens['held']:,} held-out tokens: {_chosen(results)}."
+        + (f" **Documents that were learnt too: {', '.join(known)}.**" if known else ""),
         table(results["test"], *columns),
         f"RAG: the best passage of {rivals['passage']} tokens for the last {rivals['query']}, looked up again every"
         f" {rivals['refresh']} tokens (in the paper every 4).",
-        "Memory Decoder mixed, by alpha: "
-        + ", ".join(f"{row['alpha']:g} {row['perplexity']['mean']:.2f}" for row in results["sweep"]) + ".",
+        table([results["sweep"]], ("alpha", lambda _: "perplexity"),
+              *((f"{one['alpha']:g}", lambda _, one=one: f"{one['perplexity']['mean']:.2f}")
+                for one in results["sweep"])),
         _router(results["router"], bool(other)),
         _zero(results["alpha_zero"]),
         _costs(results["trained"]),

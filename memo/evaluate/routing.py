@@ -72,9 +72,10 @@ def routed(mixed: Mixed, seen: Seen) -> tuple[Tensor, Tensor]:
     for at in range(0, seen.tokens, PART):
         part = slice(at, at + PART)
         llm, memory, labels = seen.llm[part], seen.memory[part], seen.labels[part, None]
-        with torch.no_grad():
-            both = mixed.both(llm, memory)
-        alpha = router(llm, memory, *both)  # (n, 1)
+        with torch.autocast(mixed.device.type, enabled=False):  # in bfloat16 an alpha near 1 would be 1
+            with torch.no_grad():
+                both = mixed.both(llm, memory)
+            alpha = router(llm, memory, *both)  # (n, 1)
         logps.append(interpolate(both[0].gather(-1, labels), both[1].gather(-1, labels), alpha)[:, 0])
         alphas.append(alpha[:, 0])
     return torch.cat(logps), torch.cat(alphas)

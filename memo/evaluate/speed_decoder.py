@@ -135,7 +135,7 @@ def measure(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each system and batch; `systems` has "base" and "rag". text: (n,) tokens for prompts.
 
-    refresh: tokens after which `rag_refreshed` reads its prompt again. prompt: its tokens. count: tokens that are written.
+    refresh: tokens after which `rag_refreshed` reads its prompt again. prompt: its tokens. count: tokens written.
     """
     rows = []
     for size in batches:
