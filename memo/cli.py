@@ -81,8 +81,8 @@ def parser() -> argparse.ArgumentParser:
     command("models", "tell which models are used", library=False)
     told = "measure answers, memory and speed"
     evaluation.add_parsers(commands.add_parser("evaluate", help=told, description=told.capitalize() + "."))
-    told = "train the memory"
     decode_cli.add_parser(commands)
+    told = "train the memory"
     training.add_parsers(commands.add_parser("train", help=told, description=told.capitalize() + "."))
     return top
 

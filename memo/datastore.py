@@ -73,15 +73,20 @@ def padded(tokens: TokenFile, some: Sequence[Block]) -> Tensor:
     return ids
 
 
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers, by whichever name the model has for them; none where it is not built of layers."""
+    base = model.base_model
+    return getattr(base, "layers", None) or getattr(base, "h", None) or nn.ModuleList()
+
+
 def last_mlp(model: PreTrainedModel) -> nn.Module:
     """The MLP of the last layer, whose input the keys are.
 
     Raises:
         DatastoreError: the model is not built of layers with an `mlp`.
     """
-    base = model.base_model
-    layers = getattr(base, "layers", None) or getattr(base, "h", None)
-    if layers is None or not hasattr(layers[-1], "mlp"):
+    layers = layers_of(model)
+    if not layers or not hasattr(layers[-1], "mlp"):
         told = f"A model of the kind {model.config.model_type!r} has no last MLP to take keys from."
         raise DatastoreError(told, "Choose a decoder-only model, such as Llama, Qwen or GPT-2.")
     return layers[-1].mlp

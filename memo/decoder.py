@@ -132,6 +132,12 @@ def own(decoder: PreTrainedModel, llm: PreTrainedModel) -> nn.ModuleDict:
     return nn.ModuleDict(parts)
 
 
+def student(llm: PreTrainedModel, count: int) -> tuple[PreTrainedModel, nn.ModuleDict]:
+    """`first_layers` to be trained, and of its modules those that are: what it does not share with the LLM."""
+    made = first_layers(llm, count).requires_grad_(False)
+    return made, own(made, llm).requires_grad_(True)
+
+
 def vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return tokenizer.get_vocab()
 

@@ -213,6 +213,11 @@ def distribution(found: Neighbours, values: np.ndarray, temperature: float) -> S
     return Sparse(ends.astype(np.int64), tokens.astype(np.int64), (sums / totals[rows]).astype(np.float32))
 
 
+def mixed(voted: np.ndarray, logp: np.ndarray, weight: float) -> np.ndarray:
+    """log(weight p_kNN + (1 - weight) p_LLM) of some tokens, nats. voted: p_kNN of them. logp: log p_LLM"""
+    return np.log(weight * voted + (1 - weight) * np.exp(logp) + 1e-30)
+
+
 @dataclass(frozen=True)
 class Choice:
     """How a kNN-LM votes: chosen on held-out text by its perplexity."""
@@ -238,7 +243,7 @@ def choose(
         for share in (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0):
             voted = distribution(nearest, values, middle * share).of(labels)
             for weight in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6):
-                loss = float(-np.log(weight * voted + (1 - weight) * np.exp(logp) + 1e-30).mean())
+                loss = float(-mixed(voted, logp, weight).mean())
                 if best is None or loss < best.loss:
                     best = Choice(k, middle * share, weight, loss)
     assert best is not None

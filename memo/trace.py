@@ -11,7 +11,6 @@ this one. Whoever shares the models among threads holds their turn for each call
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,9 +209,7 @@ def open_index(llm: PreTrainedModel, folder: Path) -> knn.Index | None:
     if not (work / "store" / "index.json").exists():
         return None
     for path in sorted(work.glob("tokens-*.json")):
-        known = json.loads(path.read_text())
-        ids = np.memmap(path.with_suffix(".bin"), dtype="<u4", mode="r")
-        tokens = TokenFile(ids, tuple(known["bounds"]), tuple(known["sources"]))
+        tokens = TokenFile.load(path)
         for learnt in (decode.held_out(tokens)[0], tokens):  # a part was held out, unless other texts were
             try:
                 store = datastore.build(llm, learnt, work / "store")
@@ -225,14 +222,14 @@ def open_index(llm: PreTrainedModel, folder: Path) -> knn.Index | None:
 def neighbours(index: knn.Index, tokenizer: PreTrainedTokenizerFast, key: np.ndarray, count: int) -> list[Neighbour]:
     """The entries nearest to a key (E,), nearest first, each with the corpus around it."""
     found, tokens = index.search(key[None], count), index.store.tokens
-    bounds = np.asarray(tokens.bounds)
     result = []
     for distance, entry in zip(found.distances[0], found.entries[0], strict=True):
         if entry < 0:
             break
         place = int(index.store.places[entry])
-        document = int(np.searchsorted(bounds, place, side="right")) - 1
-        start, stop = max(place - BEFORE, int(bounds[document])), min(place + 1 + AFTER, int(bounds[document + 1]))
+        document = tokens.document_of(place)
+        begin, end = tokens.bounds[document : document + 2]
+        start, stop = max(place - BEFORE, begin), min(place + 1 + AFTER, end)
         parts = [tokens.ids[start:place], tokens.ids[place : place + 1], tokens.ids[place + 1 : stop]]
         before, token, after = (tokenizer.decode(part.tolist()).strip("\ufffd") for part in parts)
         result.append(Neighbour(float(distance), token, before, after))

@@ -20,7 +20,6 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from torch import nn
 from memo.datastore import Datastore
 from memo.errors import ModelError
 from memo.targets import Targets
-from memo.train import distill, loop
+from memo.train import distill
 from memo.train.recipe import Distilling
 
 if TYPE_CHECKING:
@@ -109,8 +108,8 @@ def lora(llm: PreTrainedModel, size: int, scale: float, seed: int) -> tuple[PreT
 
 
 def size_of(weights: nn.Module) -> int:
-    """Parameters that are trained."""
-    return sum(one.numel() for one in weights.parameters() if one.requires_grad)
+    """How many parameters there are in it."""
+    return sum(one.numel() for one in weights.parameters())
 
 
 def log_of(folder: Path) -> dict[str, Any]:
@@ -127,8 +126,7 @@ def train(
 
     targets: p_kNN, where the plan has a kl_weight. The same plan draws the same blocks, whatever is trained.
     """
-    losses = partial(distill.losses, model, plan=plan)
-    loop.train(weights, distill.groups(store, targets, plan), losses, plan, folder, about, accelerator)
+    distill.train(model, weights, store, targets, plan, folder, about, accelerator)
     took = {"parameters": size_of(weights), "learning_rate": plan.learning_rate, "blocks": plan.steps * plan.batch}
     return took | log_of(folder)
 

@@ -58,7 +58,7 @@ def trained_decoder(bench: Bench) -> dict[str, Any]:
     assert bench.made
     plan = bench.plan
     return {
-        "parameters": sum(one.numel() for one in decoder.own(bench.decoder, bench.llm).parameters()),
+        "parameters": adaptation.size_of(decoder.own(bench.decoder, bench.llm)),
         "learning_rate": plan.learning_rate, "blocks": plan.steps * plan.batch,
         **adaptation.log_of(bench.work / "decoder" / "work" / "run"),
     }  # fmt: skip
@@ -113,7 +113,7 @@ def evaluate(bench: Bench, repeats: int = 5) -> dict[str, Any]:
                  "also_learnt": bench.unit("documents learnt too", bench.also_learnt),
                  "learnt": about(bench.learnt), "plan": asdict(bench.plan), "rivals": asdict(rivals),
                  "window": datastore.WINDOW, "stride": datastore.STRIDE,
-                 "parameters": sum(one.numel() for one in llm.parameters()), "layers": llm.config.num_hidden_layers},
+                 "parameters": adaptation.size_of(llm), "layers": llm.config.num_hidden_layers},
         "trained": trained, "alphas": alphas,
         **{one: table(found, texts[one], one) for one in bench.judged},
         "sweep": [{"alpha": alpha, "perplexity": interval(-mixed(alone, alpha)["test"], texts["test"].documents)}

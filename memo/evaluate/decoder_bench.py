@@ -58,7 +58,7 @@ class Text:
     @cached_property
     def documents(self) -> list[int]:
         """(n,) the document of each token"""
-        counts = [(in_context.document_of(self.tokens, one.first), one.end - one.first) for one in self.blocks]
+        counts = [(self.tokens.document_of(one.first), one.end - one.first) for one in self.blocks]
         return [document for document, count in counts for _ in range(count)]
 
 
@@ -150,8 +150,7 @@ class Bench:
         plan, folder, known = replace(self.plan, kl_weight=kl_weight), self.work / name, None
         if kl_weight:
             known = targets.Targets(self.index.store, self.work / "decoder" / "work" / "targets")
-        student = decoder.first_layers(self.llm, plan.layers).requires_grad_(False)
-        weights = decoder.own(student, self.llm).requires_grad_(True)
+        student, weights = decoder.student(self.llm, plan.layers)
         self.train(name, student, weights, plan, known)
         decoder.save(student, self.llm, self.tokenizer, folder, {"plan": asdict(plan)})
         return decoder.load(folder, self.llm, self.tokenizer)
@@ -198,7 +197,7 @@ class Bench:
         choice, plain = self.made["neighbours"], perplexity.read(self.llm, text.tokens, text.blocks, keys=True)
         found = self.index.search(plain.keys, choice["k"])
         voted = knn.distribution(found, self.index.store.values, choice["temperature"]).of(text.labels)
-        return np.log(choice["weight"] * voted + (1 - choice["weight"]) * np.exp(plain.logp) + 1e-30)
+        return knn.mixed(voted, plain.logp, choice["weight"])
 
     def with_passages(self) -> Callable[[Text], np.ndarray]:
         positions = self.llm.config.max_position_embeddings

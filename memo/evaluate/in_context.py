@@ -13,7 +13,6 @@ another passage is looked up every 4 tokens. Ours, so that it can be afforded: e
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,21 +22,10 @@ import numpy as np
 from memo.cite import words
 from memo.datastore import Block, context_numbers
 from memo.evaluate.adaptation import Rivals
-from memo.train.texts import TokenFile
+from memo.train.texts import TokenFile, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-def joined(texts: Sequence[np.ndarray]) -> TokenFile:
-    """A token file of these documents."""
-    bounds = tuple(itertools.accumulate(map(len, texts), initial=0))
-    return TokenFile(np.concatenate(texts), bounds, (bounds[-1],))
-
-
-def document_of(tokens: TokenFile, place: int) -> int:
-    """The number of the document that a place of the token file lies in."""
-    return bisect_right(tokens.bounds, place) - 1
 
 
 def same_document(ids: np.ndarray, numbers: np.ndarray, learnt: TokenFile, known: np.ndarray) -> list[int]:
@@ -98,7 +86,7 @@ def prompts(
     numbers, masks = context_numbers(tokens), dict[int, np.ndarray]()
     texts, firsts = [], []
     for block in some:
-        document = document_of(tokens, block.first)
+        document = tokens.document_of(block.first)
         begin, end = tokens.bounds[document : document + 2]
         if document not in masks:
             masks[document] = passages.allowed(np.asarray(tokens.ids[begin:end]), numbers[begin:end])

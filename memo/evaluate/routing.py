@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memo.datastore import Block
 from memo.decoder import Mixed, Router, interpolate
-from memo.evaluate.adaptation import Rivals
+from memo.evaluate.adaptation import Rivals, size_of
 from memo.train import loop
 from memo.train.distill import PART, batch
 from memo.train.recipe import Plan
@@ -97,7 +97,7 @@ def train(
         return [seen[i] for i in loop.drawn(len(seen), plan, step)]
 
     loop.train(mixed.alpha, micro_batches, losses, plan, folder, about, accelerator)
-    return sum(one.numel() for one in mixed.alpha.parameters())
+    return size_of(mixed.alpha)
 
 
 def read(mixed: Mixed, tokens: TokenFile, some: Sequence[Block]) -> tuple[np.ndarray, np.ndarray]:

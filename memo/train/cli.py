@@ -165,9 +165,8 @@ def _tokens(reader: MemoryModel, accelerator: Accelerator, sources: Sequence[str
     from memo.train import texts
 
     with accelerator.main_process_first():
-        key = hashlib.sha256(reader.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
         parsed = [texts.Source.parse(text) for text in sources]
-        return texts.tokenize(parsed, lambda text: reader.encode(text)[0], key, folder)
+        return texts.tokenize(parsed, lambda text: reader.encode(text)[0], texts.key_of(reader.tokenizer), folder)
 
 
 def _pretrain(settings: Settings, plan: Pretraining, arguments: argparse.Namespace) -> None:

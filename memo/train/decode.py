@@ -25,9 +25,9 @@ from memo import datastore, decoder, knn, targets
 from memo.datastore import Block
 from memo.evaluate import perplexity
 from memo.models import fingerprint
-from memo.train import distill, loop
+from memo.train import distill
 from memo.train.recipe import Distilling
-from memo.train.texts import TokenFile
+from memo.train.texts import TokenFile, joined
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,9 +62,7 @@ def held_out(tokens: TokenFile) -> tuple[TokenFile, TokenFile]:
 
 
 def _of(tokens: TokenFile, spans: list[tuple[int, int]]) -> TokenFile:
-    ids = np.concatenate([tokens.ids[begin:end] for begin, end in spans])
-    bounds = tuple(itertools.accumulate((end - begin for begin, end in spans), initial=0))
-    return TokenFile(ids, bounds, (len(ids),))
+    return joined([tokens.ids[begin:end] for begin, end in spans])
 
 
 def first_blocks(tokens: TokenFile, most: int) -> list[Block]:
@@ -102,13 +100,10 @@ def make(
         targets.write_targets(index, choice.k, choice.temperature, work / "targets", process, stores("neighbours"))
         accelerator.wait_for_everyone()
         learning = targets.Targets(store, work / "targets")
-    student = decoder.first_layers(llm, plan.layers)
-    student.requires_grad_(False)
-    weights = decoder.own(student, llm).requires_grad_(True)
+    student, weights = decoder.student(llm, plan.layers)
     run = {"model": fingerprint(llm), "entries": store.size, "choice": asdict(choice) if plan.kl_weight else {}}
-    loop.train(
-        weights, distill.groups(store, learning, plan), partial(distill.losses, student, plan=plan), plan,
-        work / "run", run, accelerator,
+    distill.train(
+        student, weights, store, learning, plan, work / "run", run, accelerator,
         lambda line: told(Progress("training", line["step"], plan.steps, line)),
     )  # fmt: skip
     if accelerator.is_main_process:

@@ -6,7 +6,6 @@ In: arguments. Out: the decoder's folder (see `decode`), progress on stderr, wha
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -93,27 +92,20 @@ def tokenized(
     sources: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: Settings, folder: Path
 ) -> TokenFile:
     """The texts in tokens; special tokens in them are taken as text."""
-    from memo.models import untrusted
     from memo.train import texts
 
-    engine = untrusted(tokenizer)
-    key = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    parsed = [source(text, settings) for text in sources]
-    return texts.tokenize(parsed, lambda text: engine.encode(text, add_special_tokens=False).ids, key, folder)
+    return texts.plainly([source(text, settings) for text in sources], tokenizer, folder)
 
 
 def loaded(settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Accelerator]:
     """The language model that answers, as a decoder is made for it; a base model without chat template will do."""
     from dataclasses import replace
 
-    import torch
-    from accelerate import Accelerator
-
     from memo.models import choose_device, choose_dtype, load_language_model
+    from memo.train import setup
 
     device = choose_device(settings.device)
-    half = choose_dtype(settings.dtype, device) == torch.bfloat16
-    accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=device == "cpu")
+    accelerator = setup.accelerator(device, choose_dtype(settings.dtype, device))
     name = settings.generator or settings.memory_model
     model, tokenizer = load_language_model(name, replace(settings, device=str(accelerator.device)), chat=False)
     return model, tokenizer, accelerator

@@ -15,9 +15,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -25,9 +28,13 @@ from memo.datastore import Block, Datastore, padded
 from memo.errors import SettingsError
 from memo.knn import Sparse, as_tensors, joined
 from memo.targets import Targets
+from memo.train import loop
 from memo.train.loop import drawn
 from memo.train.recipe import Distilling
 from memo.train.texts import TokenFile
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PART = 512  # tokens whose logits are made at a time
 
@@ -124,3 +131,13 @@ def groups(store: Datastore, targets: Targets | None, plan: Distilling) -> Calla
         return made
 
     return micro_batches
+
+
+def train(
+    model: PreTrainedModel, weights: nn.Module, store: Datastore, targets: Targets | None, plan: Distilling,
+    folder: Path, about: dict[str, Any], accelerator: Accelerator,
+    told: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> None:  # fmt: skip
+    """Trains `weights`, which are part of `model`, on the store's blocks, or goes on where it was (`loop.train`)."""
+    of = partial(losses, model, plan=plan)
+    loop.train(weights, groups(store, targets, plan), of, plan, folder, about, accelerator, told)

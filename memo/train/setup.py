@@ -30,6 +30,11 @@ def trainable(weights: MemoryWeights, adapter: bool = False) -> MemoryWeights:
     return weights
 
 
+def accelerator(device: str, dtype: torch.dtype) -> Accelerator:
+    """What training runs on, in the precision of the frozen model."""
+    return Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no", cpu=device == "cpu")
+
+
 def reader(
     settings: Settings, start: Path | None = None, rank: int = 0, recalls: bool = False
 ) -> tuple[MemoryModel, Accelerator]:
@@ -42,12 +47,9 @@ def reader(
         ModelError: the model or the weights cannot be loaded.
     """
     device = choose_device(settings.device)
-    half = choose_dtype(settings.dtype, device) == torch.bfloat16
-    accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=device == "cpu")
-    model, tokenizer = load_language_model(
-        settings.memory_model, replace(settings, device=str(accelerator.device))
-    )  # fmt: skip
+    found = accelerator(device, choose_dtype(settings.dtype, device))
+    model, tokenizer = load_language_model(settings.memory_model, replace(settings, device=str(found.device)))
     weights = MemoryWeights.load(start, model) if start else MemoryWeights(model)
     if rank and weights.adapter is None:
         weights.adapter = Adapter(model, rank)
-    return MemoryModel(model, tokenizer, trainable(weights, recalls)), accelerator
+    return MemoryModel(model, tokenizer, trainable(weights, recalls)), found

@@ -11,10 +11,11 @@ import hashlib
 import itertools
 import json
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from torch import Tensor
 from memo.errors import SettingsError, reason
 from memo.evaluate.data import lines
 from memo.evaluate.hub import PREFIX, datasets, is_hub
-from memo.models import write_atomic
+from memo.models import untrusted, write_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,37 @@ class TokenFile:
     bounds: tuple[int, ...]  # where each document begins, and last where all end
     sources: tuple[int, ...]  # tokens of each source
 
+    @classmethod
+    def load(cls, index: Path) -> TokenFile:
+        """What `tokenize` wrote. index: its JSON file; the tokens lie beside it."""
+        known: dict[str, Any] = json.loads(index.read_text())
+        ids = np.memmap(index.with_suffix(".bin"), dtype="<u4", mode="r")
+        return cls(ids, tuple(known["bounds"]), tuple(known["sources"]))
+
     def piece(self, start: int, count: int) -> Tensor:
         """(count,) int64"""
         return torch.from_numpy(self.ids[start : start + count].astype(np.int64))
+
+    def document_of(self, place: int) -> int:
+        """The number of the document that a place lies in."""
+        return bisect_right(self.bounds, place) - 1
+
+
+def joined(documents: Sequence[np.ndarray]) -> TokenFile:
+    """A token file of these documents, in memory."""
+    bounds = tuple(itertools.accumulate(map(len, documents), initial=0))
+    return TokenFile(np.concatenate(documents), bounds, (bounds[-1],))
+
+
+def key_of(tokenizer: PreTrainedTokenizerFast) -> str:
+    """What tells a tokenizer from others."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def plainly(sources: Sequence[Source], tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenFile:
+    """`tokenize` with nothing put before a text; special tokens in it are taken as text."""
+    engine = untrusted(tokenizer)
+    return tokenize(sources, lambda text: engine.encode(text, add_special_tokens=False).ids, key_of(tokenizer), folder)
 
 
 def tokenize(sources: Sequence[Source], encode: Callable[[str], list[int]], key: str, folder: Path) -> TokenFile:
@@ -117,8 +149,7 @@ def tokenize(sources: Sequence[Source], encode: Callable[[str], list[int]], key:
         finally:
             temporary.unlink(missing_ok=True)
         write_atomic(index, json.dumps({"bounds": bounds, "sources": counts}))
-    known: dict[str, Any] = json.loads(index.read_text())
-    return TokenFile(np.memmap(data, dtype="<u4", mode="r"), tuple(known["bounds"]), tuple(known["sources"]))
+    return TokenFile.load(index)
 
 
 def _write(sources: Sequence[Source], encode: Callable[[str], list[int]], path: Path) -> tuple[list[int], list[int]]:

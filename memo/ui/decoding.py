@@ -106,7 +106,7 @@ class Decoding:
         if stop.wanted():
             return
         self._mixing = mixing
-        self.cut = len(trace.encode(tokenizer, text)) > READ
+        self.cut = len(reader.encode(text, start=False)[0]) > READ
         if not write:
             with inference(reader):  # type: ignore[arg-type]
                 tokens += trace.trace(mixed, tokenizer, text, READ)

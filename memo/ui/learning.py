@@ -7,7 +7,6 @@ it takes every core. It is forgotten as soon as one of the documents it learnt f
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import shutil
 import threading
@@ -151,14 +150,11 @@ class Learning:
             self.stage = "done" if self.session.rag.mixing else ""
 
     def _learn(self, out: Path) -> None:
-        import torch
-        from accelerate import Accelerator
-
         from memo import decoder
-        from memo.datastore import BATCH, blocks
+        from memo.datastore import BATCH, blocks, layers_of
         from memo.generate import LocalGenerator
         from memo.mixing import Mixing, twin
-        from memo.train import decode
+        from memo.train import decode, setup
 
         rag = self.session.rag
         generator = rag.models.generator()
@@ -169,11 +165,10 @@ class Learning:
         if not decode.first_blocks(held, decode.HELD_TOKENS):
             raise TooLittle(*LITTLE)
         llm = twin(reader)
-        layers, size = getattr(llm.base_model, "layers", None) or llm.base_model.h, len(blocks(learnt.bounds))
+        layers, size = layers_of(llm), len(blocks(learnt.bounds))
         for layer in layers:  # so that stopping waits for one of them, not for a whole shard
             layer.register_forward_pre_hook(self._layer)
-        half = reader.model.dtype == torch.bfloat16
-        accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=reader.device.type == "cpu")
+        accelerator = setup.accelerator(reader.device.type, reader.model.dtype)
         plan, known = plan_for(size), {"documents": len(self._wanted)}
         self._at("reading", 0, len(layers) * -(-size // BATCH))
         about = decode.make(llm, tokenizer, learnt, held, out, plan, accelerator, known, self._told)
@@ -188,13 +183,11 @@ class Learning:
             self.stage = "done"
 
     def _tokens(self, out: Path) -> TokenFile:
-        from memo.trace import encode
-        from memo.train.texts import tokenize
+        from memo.train.texts import plainly
 
         tokenizer = self.session.rag.models.generator().model.tokenizer  # type: ignore[attr-defined]
-        key = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
         source = Texts(self.session.rag.library, self._wanted)
-        tokens = tokenize([source], lambda text: encode(tokenizer, text), key, out / "work")  # type: ignore[list-item]
+        tokens = plainly([source], tokenizer, out / "work")  # type: ignore[list-item]
         if tokens.bounds[-1] < LEAST:
             raise TooLittle(*LITTLE)
         return tokens
