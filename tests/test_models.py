@@ -14,7 +14,8 @@ import pytest
 import tiny
 import torch
 
-from memo import models as sources
+from memo import embedded as sources
+from memo.embedded import embedded_embedder, embedded_language_model
 from memo.errors import ModelError
 from memo.generate import LocalGenerator, PlainModel, Prompt
 from memo.library import Library
@@ -26,8 +27,6 @@ from memo.models import (
     choose_dtype,
     describe,
     display_name,
-    embedded_embedder,
-    embedded_language_model,
     fingerprint,
     load_language_model,
     trained_weights,
@@ -55,7 +54,7 @@ def test_a_precision_that_is_asked_for_is_taken(device):
 )
 def test_auto_is_bfloat16_where_the_processor_computes_it(monkeypatch, flags, expected):
     fake = SimpleNamespace(exists=lambda: True, read_text=lambda: flags)
-    monkeypatch.setattr(sources, "Path", lambda path: fake)
+    monkeypatch.setattr("memo.models.Path", lambda path: fake)
     assert choose_dtype("auto", "cpu") is expected
     assert choose_dtype("auto", "mps") is torch.float32
 
