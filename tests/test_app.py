@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -746,3 +748,25 @@ def test_a_forged_page_has_no_tab_either(visitors, app, short_training):
     for handler, data in (("choose_token", ()), ("change_alpha", (0.5,)), ("train", ()), ("look", ())):
         assert "secret" not in stranger.call(handler, *data)
     assert "secret" not in stranger.watch("watch_text") and owner.visit.decoding.tokens
+
+
+OPENED = """
+import sys
+from pathlib import Path
+from memo.sessions import Sessions
+from memo.settings import Settings
+from memo.ui import app
+tabs = []
+app.DecoderTab.wire, wire = lambda tab: (tabs.append(tab), wire(tab)), app.DecoderTab.wire
+sessions = Sessions(Settings(data=Path(sys.argv[1])))
+app.build(sessions.settings, sessions)
+visit = app.Visit(sessions.open(), "en")
+tabs[0].ask.draw(visit, app.Drawn()), tabs[0].draw(visit), tabs[0].fitting(visit)
+print([name for name in ("torch", "transformers", "faiss", "plotly") if name in sys.modules])
+"""
+
+
+def test_a_page_is_drawn_without_waiting_for_the_models_libraries(tmp_path):
+    """They are loaded in the background; a click before the page is drawn is lost."""
+    found = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert found.stdout.strip().splitlines()[-1] == "[]"

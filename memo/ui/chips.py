@@ -94,9 +94,11 @@ def chip(visit: Visit, number: int, token: Token) -> str:
 
 def sums(visit: Visit) -> str:
     """The perplexity of the text that was given, with and without the decoder."""
+    decoding, language = visit.decoding, visit.language
+    if not decoding.tokens:  # as on every page that is opened: it need not wait for the models' libraries
+        return ""
     from memo.trace import perplexities
 
-    decoding, language = visit.decoding, visit.language
     found = perplexities(list(decoding.tokens), decoding.alpha)
     if not found:
         return ""
@@ -113,11 +115,11 @@ def sums(visit: Visit) -> str:
 
 def token(visit: Visit) -> str:
     """What both models thought of the token that is looked at."""
-    from memo.trace import lift, remix
-
     decoding, language, one = visit.decoding, visit.language, visit.decoding.token
     if one is None:
         return empty(visit, "decoder.token.empty")
+    from memo.trace import lift, remix
+
     head = f'<p class="looked-at"><b>{esc(seen(one.text))}</b></p>'
     if not one.predicted:
         return head + empty(visit, "decoder.first")

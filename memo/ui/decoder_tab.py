@@ -151,11 +151,11 @@ class DecoderTab:
 
     def draw_token(self, visit: Visit, near: bool = True) -> Updates:
         """The token that is looked at. near: its neighbours too."""
-        from memo import plots_decoder
-
         p, language, token = self.page, visit.language, visit.decoding.token
         updates: Updates = {p.token: chips.token(visit), p.bars: gr.Plot(visible=False)}
         if token is not None and token.predicted:
+            from memo import plots_decoder
+
             names = tuple(say(language, f"decoder.{name}") for name in ("llm", "memory", "mix"))
             figure = plots_decoder.candidates(token, visit.decoding.alpha, names)
             updates[p.bars] = gr.Plot(value=figure, visible=True)

@@ -41,13 +41,15 @@ def usable(session: Session) -> bool:
 
 def best_alpha(session: Session) -> float:
     """The alpha that suits the visitor's decoder best, without loading it."""
-    from memo import decoder
-
     if session.rag.mixing is not None:
         return float(session.rag.mixing.alpha)
     if session.settings.alpha >= 0:
         return session.settings.alpha
-    return float(decoder.about(decoder_place(session.settings)).get("alpha", ALPHA)) if usable(session) else ALPHA
+    if not usable(session):
+        return ALPHA
+    from memo import decoder
+
+    return float(decoder.about(decoder_place(session.settings)).get("alpha", ALPHA))
 
 
 class Decoding:
