@@ -132,10 +132,19 @@ def own(decoder: PreTrainedModel, llm: PreTrainedModel) -> nn.ModuleDict:
     return nn.ModuleDict(parts)
 
 
-def student(llm: PreTrainedModel, count: int) -> tuple[PreTrainedModel, nn.ModuleDict]:
-    """`first_layers` to be trained, and of its modules those that are: what it does not share with the LLM."""
-    made = first_layers(llm, count).requires_grad_(False)
-    return made, own(made, llm).requires_grad_(True)
+def student(
+    llm: PreTrainedModel, count: int, start: PreTrainedModel | None = None
+) -> tuple[PreTrainedModel, nn.ModuleDict]:
+    """A decoder to be trained, and of its modules those that are: what it does not share with the LLM, in float32.
+
+    start: what it starts from, as `load` gives it; by default the LLM's `first_layers`, `count` of them.
+    """
+    if start is None:
+        made = first_layers(llm, count)
+    else:
+        made = share(copy.deepcopy(start), llm) if shares(start, llm) else copy.deepcopy(start)
+    made.requires_grad_(False)
+    return made, own(made, llm).float().requires_grad_(True)
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

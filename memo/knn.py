@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -75,7 +74,7 @@ def kind(size: int) -> str:
 
 @dataclass
 class Index:
-    """A faiss index over a datastore."""
+    """A faiss index over a datastore; on an accelerator every key is compared (`knn_device.Matrix`)."""
 
     store: Datastore
     faiss: Any
@@ -116,12 +115,23 @@ def without_own(store: Datastore, found: Neighbours, own: np.ndarray, k: int) ->
     return filled(Neighbours(distances, entries), k)
 
 
-def index(store: Datastore, k: int = 64, told: Callable[[str], None] = lambda line: None) -> Index:
+def index(
+    store: Datastore, k: int = 64, told: Callable[[str], None] = lambda line: None,
+    device: torch.device | None = None,
+) -> Index:  # fmt: skip
     """The store's index, made and kept beside it on the first call; it looks into as many cells as `RECALL` needs.
+
+    device: on an accelerator nothing is made or kept: all keys are held there.
 
     Raises:
         DatastoreError: a file of the store, or the index, is damaged.
     """
+    if device is not None and device.type != "cpu":
+        from memo.knn_device import Matrix
+
+        return Index(store, Matrix(store, device), "Flat", 1.0, k, 0)
+    import faiss
+
     path, about = store.folder / "index.faiss", store.folder / "index.json"
     if about.exists():
         try:
@@ -161,6 +171,8 @@ def _sample(store: Datastore, count: int) -> np.ndarray:
 
 def exact(store: Datastore, keys: np.ndarray, k: int) -> Neighbours:
     """The k nearest entries by comparing every key, shard by shard: slow, and what an index is measured by."""
+    import faiss
+
     best = Neighbours(np.zeros((len(keys), 0), np.float32), np.zeros((len(keys), 0), np.int64))
     for shard in range(store.shards):
         part = faiss.IndexFlatL2(store.dimension)
@@ -175,6 +187,8 @@ def exact(store: Datastore, keys: np.ndarray, k: int) -> Neighbours:
 
 def _tune(made: Index) -> None:
     """Looks into twice as many cells until recall is `RECALL`, or all are looked into."""
+    import faiss
+
     cells = faiss.extract_index_ivf(made.faiss)
     keys = _sample(made.store, SAMPLE)[:SAMPLE]
     true = exact(made.store, keys, made.k)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 UNTRAINED, NONE = "untrained", "none"
 SHIPPED = Path(__file__).parent.parent / "assets" / "models" / "smollm2-135m-memory"  # weights for the embedded model
 SHIPPED_DECODER = SHIPPED.with_name("smollm2-135m-law-decoder")  # a Memory Decoder for it
+SHIPPED_START = SHIPPED.with_name("smollm2-135m-small-decoder")  # and what others start from
 # architectures whose attention is plain: Q, K, V projections, rotary positions in every layer, softmax. Others
 # (soft-capped scores, sinks in the weights, layers without positions) would run through memo.attention, wrongly.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -137,6 +138,12 @@ def decoder_place(settings: Settings) -> str:
     answers = settings.generator or settings.memory_model
     plain = answers == "embedded" and not settings.endpoint_url
     return str(SHIPPED_DECODER) if plain and SHIPPED_DECODER.is_dir() else ""
+
+
+def decoder_start(settings: Settings) -> str:
+    """What a new Memory Decoder for the model that answers starts from; empty: from the model's own first layers."""
+    embedded = (settings.generator or settings.memory_model) == "embedded"
+    return str(SHIPPED_START) if embedded and SHIPPED_START.is_dir() else ""
 
 
 def display_name(name: str) -> str:

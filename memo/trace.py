@@ -206,7 +206,8 @@ def open_index(llm: PreTrainedModel, folder: Path) -> knn.Index | None:
         DatastoreError: the index is damaged.
     """
     work = folder / "work"
-    if not (work / "store" / "index.json").exists():
+    known = "index.json" if llm.device.type == "cpu" else "store.json"  # on an accelerator no index is kept
+    if not (work / "store" / known).exists():
         return None
     for path in sorted(work.glob("tokens-*.json")):
         tokens = TokenFile.load(path)
@@ -215,7 +216,7 @@ def open_index(llm: PreTrainedModel, folder: Path) -> knn.Index | None:
                 store = datastore.build(llm, learnt, work / "store")
             except DatastoreError:  # it is not of this corpus
                 continue
-            return knn.index(store)
+            return knn.index(store, device=llm.device)
     return None
 
 

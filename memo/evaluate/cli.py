@@ -95,7 +95,9 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
                          help="another number in the plan (Distilling in memo/train/recipe.py)")  # fmt: skip
     decoder.add_argument("--tokens-test", type=at_least(1), default=20_000, metavar="N",
                          help="tokens predicted of the test and of other texts, about (default 20000)")  # fmt: skip
-    decoder.add_argument("--repeats", type=at_least(1), default=5, help="rounds of timing that count (default 5)")
+    decoder.add_argument("--start", metavar="PATH", help="what decoders start from, as in memo decode-train")
+    decoder.add_argument("--repeats", type=at_least(0), default=5,
+                         help="rounds of timing that count (default 5); 0: time nothing, now")  # fmt: skip
     decoder.add_argument("--work", type=Path, required=True, metavar="DIR", help="for stores and what is trained")
     speed = command("speed", "measure speed, as ratios within one process")
     speed.add_argument("--text", type=Path, metavar="FILE", help="a long text (default: the examples)")
@@ -278,6 +280,7 @@ def run_decoder(chosen: argparse.Namespace) -> dict[str, Any]:
     from memo.train.recipe import Distilling
 
     settings, plan, rivals = from_environment(), changed(Distilling(), chosen.changes), Rivals()
+    start = decode_cli.chosen_start(chosen.start, settings)
     llm, tokenizer, accelerator = decode_cli.loaded(settings)
     sources = {"learn": chosen.learn, "held": chosen.held_out, "test": chosen.test, "other": chosen.other}
     tokens = {name: decode_cli.tokenized(some, tokenizer, settings, chosen.work)
@@ -288,10 +291,10 @@ def run_decoder(chosen: argparse.Namespace) -> dict[str, Any]:
             "device": str(llm.device), "dtype": str(llm.dtype).removeprefix("torch.")}  # fmt: skip
     rows = rows_of(chosen.out, {
         "measure": "decoder", **what, "fingerprint": fingerprint(llm), "plan": asdict(plan), "rivals": asdict(rivals),
-        "texts": {name: about(one) for name, one in tokens.items()}, "most": most, "repeats": chosen.repeats,
+        "texts": {name: about(one) for name, one in tokens.items()}, "most": most, "start": Path(start).name,
     })  # fmt: skip
     bench = Bench(chosen.domain, llm, tokenizer, tokens["learn"], texts, plan, rivals, chosen.work, accelerator, rows,
-                  tell)  # fmt: skip
+                  tell, start)  # fmt: skip
     results = decoder.evaluate(bench, chosen.repeats)
     for row in results["test"]:
         tell({"way": row["way"], "perplexity": row["perplexity"]["mean"]})

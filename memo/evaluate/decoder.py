@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def trained_decoder(bench: Bench) -> dict[str, Any]:
 
 
 def evaluate(bench: Bench, repeats: int = 5) -> dict[str, Any]:
-    """Measures everything that is not in `bench.rows` yet. repeats: rounds of timing that count.
+    """Measures everything that is not in `bench.rows` yet. repeats: rounds of timing that count; 0: nothing is timed.
 
     Raises:
         SettingsError: held-out text of a single block, a plan without the datastore. TrainingFailed: what was trained
@@ -112,7 +113,7 @@ def evaluate(bench: Bench, repeats: int = 5) -> dict[str, Any]:
                  "documents": {one: len(set(text.documents)) for one, text in texts.items()},
                  "also_learnt": bench.unit("documents learnt too", bench.also_learnt),
                  "learnt": about(bench.learnt), "plan": asdict(bench.plan), "rivals": asdict(rivals),
-                 "window": datastore.WINDOW, "stride": datastore.STRIDE,
+                 "start": Path(bench.start).name, "window": datastore.WINDOW, "stride": datastore.STRIDE,
                  "parameters": adaptation.size_of(llm), "layers": llm.config.num_hidden_layers},
         "trained": trained, "alphas": alphas,
         **{one: table(found, texts[one], one) for one in bench.judged},
@@ -121,8 +122,8 @@ def evaluate(bench: Bench, repeats: int = 5) -> dict[str, Any]:
         "router": router,
         "alpha_zero": bench.unit("alpha 0", bench.alpha_zero),
         "store": {**bench.made["neighbours"], "entries": bench.made["tokens"], "stages": bench.made["stages"],
-                  **bench.unit("building a store", bench.building)},
-        "speed": bench.unit("speed", lambda: bench.speed(repeats))["rows"],
+                  **(bench.unit("building a store", bench.building) if repeats else {})},
+        "speed": bench.unit("speed", lambda: bench.speed(repeats))["rows"] if repeats else [],
     }  # fmt: skip
     if fingerprint(llm) != before:
         raise ModelError("The language model is not what it was before it was measured.")

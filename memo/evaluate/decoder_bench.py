@@ -89,6 +89,7 @@ class Bench:
     accelerator: Accelerator
     rows: Rows
     tell: Callable[[str], None]
+    start: str = ""  # what decoders start from (`decode.make`)
 
     def unit(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What is measured once, also over runs that are killed."""
@@ -128,6 +129,7 @@ class Bench:
             told = decode.make(
                 self.llm, self.tokenizer, self.learnt, self.texts["held"].tokens, folder, self.plan, self.accelerator,
                 {"name": self.domain}, lambda progress: began.setdefault(progress.stage, time.perf_counter()),
+                self.start,
             )  # fmt: skip
             pairs = itertools.pairwise(began.items())
             return told | {"stages": {name: short(end - at) for (name, at), (_, end) in pairs} if fresh else {}}
@@ -137,7 +139,8 @@ class Bench:
     @cached_property
     def index(self) -> knn.Index:
         assert self.made
-        return knn.index(datastore.build(self.llm, self.learnt, self.work / "decoder" / "work" / "store"))
+        store = datastore.build(self.llm, self.learnt, self.work / "decoder" / "work" / "store")
+        return knn.index(store, device=self.llm.device)
 
     @cached_property
     def decoder(self) -> PreTrainedModel:
@@ -150,7 +153,8 @@ class Bench:
         plan, folder, known = replace(self.plan, kl_weight=kl_weight), self.work / name, None
         if kl_weight:
             known = targets.Targets(self.index.store, self.work / "decoder" / "work" / "targets")
-        student, weights = decoder.student(self.llm, plan.layers)
+        first = decoder.load(self.start, self.llm, self.tokenizer) if self.start else None
+        student, weights = decoder.student(self.llm, plan.layers, first)
         self.train(name, student, weights, plan, known)
         decoder.save(student, self.llm, self.tokenizer, folder, {"plan": asdict(plan)})
         return decoder.load(folder, self.llm, self.tokenizer)
@@ -278,7 +282,7 @@ class Bench:
                 began = time.perf_counter()
                 store = datastore.build(self.llm, first_tokens(self.learnt, size), Path(folder))
                 read = time.perf_counter()
-                knn.index(store)
+                knn.index(store, device=self.llm.device)
                 took = {"seconds": short(read - began), "index_seconds": short(time.perf_counter() - read)}
                 rows.append({"entries": store.size, "index": knn.kind(store.size), **took})
         small, large = rows

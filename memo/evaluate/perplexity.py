@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from memo.datastore import BATCH, Block, keeping_keys
-from memo.train.distill import PART, Batch, batch
+from memo.train.distill import Batch, batch, part_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,9 +50,10 @@ def read(model: PreTrainedModel, tokens: TokenFile, some: Sequence[Block], keys:
 def _logp(model: PreTrainedModel, hidden: torch.Tensor, part: Batch) -> np.ndarray:
     """Hidden states (n, E) before the tokens that count -> log p of those (n,)"""
     head, labels, found = model.get_output_embeddings(), part.labels.to(model.device), []
-    for start in range(0, len(hidden), PART):
-        logits = head(hidden[start : start + PART].to(head.weight.dtype)).float()
-        found.append(-torch.nn.functional.cross_entropy(logits, labels[start : start + PART], reduction="none"))
+    size = part_on(model.device)
+    for start in range(0, len(hidden), size):
+        logits = head(hidden[start : start + size].to(head.weight.dtype)).float()
+        found.append(-torch.nn.functional.cross_entropy(logits, labels[start : start + size], reduction="none"))
     return torch.cat(found).double().cpu().numpy()
 
 

@@ -23,7 +23,7 @@ from memo.datastore import Block
 from memo.decoder import Mixed, Router, interpolate
 from memo.evaluate.adaptation import Rivals, size_of
 from memo.train import loop
-from memo.train.distill import PART, batch
+from memo.train.distill import batch, part_on
 from memo.train.recipe import Plan
 from memo.train.texts import TokenFile
 
@@ -69,8 +69,9 @@ def routed(mixed: Mixed, seen: Seen) -> tuple[Tensor, Tensor]:
     """log p of each token by the mix, and its alpha. (n,), (n,); only the router has a gradient."""
     router, logps, alphas = mixed.alpha, [], []
     assert isinstance(router, Router)
-    for at in range(0, seen.tokens, PART):
-        part = slice(at, at + PART)
+    size = part_on(mixed.device)
+    for at in range(0, seen.tokens, size):
+        part = slice(at, at + size)
         llm, memory, labels = seen.llm[part], seen.memory[part], seen.labels[part, None]
         with torch.autocast(mixed.device.type, enabled=False):  # in bfloat16 an alpha near 1 would be 1
             with torch.no_grad():

@@ -75,21 +75,24 @@ def first_blocks(tokens: TokenFile, most: int) -> list[Block]:
 def make(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, learnt: TokenFile, held: TokenFile, out: Path,
     plan: Distilling, accelerator: Accelerator, about: dict[str, Any],
-    told: Callable[[Progress], None] = lambda progress: None,
+    told: Callable[[Progress], None] = lambda progress: None, start: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Makes the decoder, or goes on where it was. about: what decoder.json says besides. -> what it says
 
-    `told` may raise, to stop; nothing that is done is lost.
+    start: a decoder to start from, or a small causal language model of the vocabulary, a folder or a hub id; empty: the
+    LLM's first layers. `told` may raise, to stop; nothing that is done is lost.
 
     Raises:
         DatastoreError: no text, or a folder that holds something else. SettingsError: a plan that does not fit.
+        ModelError, WrongModel: no such start, or of another vocabulary.
     """
+    first = decoder.load(start, llm, tokenizer) if start else None
     work, process = out / "work", (accelerator.process_index, accelerator.num_processes)
     stores = partial(_telling, told)
     store = datastore.build(llm, learnt, work / "store", process=process, told=stores("reading"))
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():
-        index = knn.index(store, told=lambda line: told(Progress("indexing", 0, 1)))
+        index = knn.index(store, told=lambda line: told(Progress("indexing", 0, 1)), device=llm.device)
     told(Progress("choosing", 0, 1))
     some = first_blocks(held, HELD_TOKENS)
     labels, plain = perplexity.labels(held, some), perplexity.read(llm, held, some, keys=True)
@@ -100,8 +103,9 @@ def make(
         targets.write_targets(index, choice.k, choice.temperature, work / "targets", process, stores("neighbours"))
         accelerator.wait_for_everyone()
         learning = targets.Targets(store, work / "targets")
-    student, weights = decoder.student(llm, plan.layers)
-    run = {"model": fingerprint(llm), "entries": store.size, "choice": asdict(choice) if plan.kl_weight else {}}
+    student, weights = decoder.student(llm, plan.layers, first)
+    run = {"model": fingerprint(llm), "entries": store.size, "choice": asdict(choice) if plan.kl_weight else {},
+           "start": fingerprint(first) if first is not None else ""}  # fmt: skip
     distill.train(
         student, weights, store, learning, plan, work / "run", run, accelerator,
         lambda line: told(Progress("training", line["step"], plan.steps, line)),
@@ -109,7 +113,8 @@ def make(
     if accelerator.is_main_process:
         chosen = {"k": choice.k, "temperature": choice.temperature, "weight": choice.weight,
                   "index": index.kind, "recall": index.recall}  # fmt: skip
-        decoder.save(student, llm, tokenizer, out, {"plan": asdict(plan), "tokens": store.size, "neighbours": chosen})
+        decoder.save(student, llm, tokenizer, out, {"plan": asdict(plan), "tokens": store.size, "neighbours": chosen,
+                                                    "start": Path(start).name})  # fmt: skip
         decoder.note(out, {**about, **measured(llm, tokenizer, held, some, out, plain.logp, choice)})
     accelerator.wait_for_everyone()
     told(Progress("done", 1, 1))

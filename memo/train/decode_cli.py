@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from memo.train.decode import Progress
+    from memo.train.recipe import General
     from memo.train.texts import TokenFile
 
+NONE = "none"
 KINDS = (".txt", ".md", ".html", ".htm", ".pdf", ".docx", ".pptx", ".epub")
 
 
@@ -35,9 +37,14 @@ def add_parser(commands: Any) -> None:
                      " [:SPLIT][@TOKENS]")  # fmt: skip
     sub.add_argument("--held-out", nargs="+", default=[], metavar="SOURCE",
                      help="texts that choices are made on (default: a twentieth of the documents)")  # fmt: skip
+    sub.add_argument("--start", metavar="PATH",
+                     help='a decoder or a small causal model to start from, a folder or a hub id; "none": the first'
+                     " layers of the model (default: the one memo brings, where it has one)")  # fmt: skip
+    sub.add_argument("--general", action="store_true",
+                     help="make what others start from: texts of all kinds, taught by the model itself")  # fmt: skip
     sub.add_argument("--name", default="", help="what the decoder knows about, for people to read")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
-                     help="another number in the plan (Distilling in memo/train/recipe.py)")  # fmt: skip
+                     help="another number in the plan (Distilling, or General, in memo/train/recipe.py)")  # fmt: skip
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="the decoder, and what it is made from")
     sub.add_argument("--json", action="store_true", help="print one JSON object on stdout, nothing else")
 
@@ -111,13 +118,23 @@ def loaded(settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerFast
     return model, tokenizer, accelerator
 
 
+def chosen_start(start: str | None, settings: Settings) -> str:
+    """What decoders start from; empty: the model's first layers. start: what the command line says, None if nothing."""
+    from memo.models import decoder_start
+
+    return decoder_start(settings) if start is None else "" if start == NONE else start
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     from memo.train import decode
     from memo.train.cli import changed
-    from memo.train.recipe import Distilling
+    from memo.train.recipe import Distilling, General
 
+    if arguments.general:
+        return run_general(arguments, changed(General(), arguments.changes))
     settings, plan = from_environment(), changed(Distilling(), arguments.changes)
+    start = chosen_start(arguments.start, settings)
     llm, tokenizer, accelerator = loaded(settings)
     with accelerator.main_process_first():
         tokens = tokenized(arguments.data, tokenizer, settings, arguments.out / "work")
@@ -127,10 +144,29 @@ def run(arguments: argparse.Namespace) -> int:
             learnt, held = decode.held_out(tokens)
     about = {"name": arguments.name or Path(arguments.data[0]).stem}
     told = decode.make(
-        llm, tokenizer, learnt, held, arguments.out, plan, accelerator, about, Bars(accelerator.is_main_process)
+        llm, tokenizer, learnt, held, arguments.out, plan, accelerator, about, Bars(accelerator.is_main_process), start
     )  # fmt: skip
     if accelerator.is_main_process:
         show(told, arguments.json)
+    return 0
+
+
+def run_general(arguments: argparse.Namespace, plan: General) -> int:
+    """Returns the exit status."""
+    from memo.train import general
+    from memo.train.decode import Progress
+
+    settings = from_environment()
+    llm, tokenizer, accelerator = loaded(settings)
+    with accelerator.main_process_first():
+        tokens = tokenized(arguments.data, tokenizer, settings, arguments.out / "work")
+    bars = Bars(accelerator.is_main_process)
+    told = general.make(
+        llm, tokenizer, tokens, arguments.out, plan, accelerator, {"name": arguments.name or "general"},
+        lambda line: bars(Progress("training", line["step"], plan.steps, line)),
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        print(json.dumps(told) if arguments.json else f"Wrote {arguments.out}: start others from it with --start.")
     return 0
 
 

@@ -36,7 +36,7 @@ from memo.train.texts import TokenFile
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PART = 512  # tokens whose logits are made at a time
+PART, PART_DEVICE = 512, 4096  # tokens whose logits are made at a time, on a CPU and on an accelerator
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Batch:
     @property
     def tokens(self) -> int:
         return len(self.labels)
+
+
+def part_on(device: torch.device) -> int:
+    """How many tokens' logits are made at a time."""
+    return PART if device.type == "cpu" else PART_DEVICE
 
 
 def batch(tokens: TokenFile, some: Sequence[Block], known: Sequence[Sparse] = ()) -> Batch:
@@ -84,20 +89,20 @@ def losses(decoder: PreTrainedModel, batch: Batch, plan: Distilling) -> dict[str
     labels = batch.labels.to(device)
     ends = torch.from_numpy(batch.targets.ends) if batch.targets is not None else None
     sparse = [one.to(device) for one in as_tensors(batch.targets)] if batch.targets is not None else None
-    head = decoder.get_output_embeddings()
+    head, size = decoder.get_output_embeddings(), part_on(device)
 
     def of(start: int) -> tuple[Tensor, Tensor]:
-        part = slice(start, start + PART)
-        logits = head(hidden[part]).float()  # (PART, V)
+        part = slice(start, start + size)
+        logits = head(hidden[part]).float()  # (size, V)
         ce = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
         if sparse is None or ends is None:
             return torch.zeros_like(ce), ce
-        rows, tokens, probabilities = (one[ends[start] : ends[min(start + PART, len(ends) - 1)]] for one in sparse)
+        rows, tokens, probabilities = (one[ends[start] : ends[min(start + size, len(ends) - 1)]] for one in sparse)
         return sparse_kl(logits, rows - start, tokens, probabilities), ce
 
     # in parts, and made again for the gradient: (n, V) logits would be the largest tensor of all
     graph = torch.is_grad_enabled() and hidden.requires_grad
-    starts = range(0, len(hidden), PART)
+    starts = range(0, len(hidden), size)
     found = [checkpoint(of, start, use_reentrant=False) if graph else of(start) for start in starts]
     kl, ce = (torch.cat(part) for part in zip(*found, strict=True))
     parts = {name: torch.stack([one.mean() for one in values.split(batch.counts)])

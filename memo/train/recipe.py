@@ -98,6 +98,19 @@ class Rewarding(Plan):
 
 
 @dataclass(frozen=True)
+class General(Plan):
+    """A small decoder learns what the language model says of texts of all kinds, see `general`."""
+
+    steps: int = 1000
+    batch: int = 16
+    micro: int = 4
+    learning_rate: float = 1e-3
+    save_every: int = 100
+    window: int = 1024
+    layers: int = 4  # of the language model that it starts from
+
+
+@dataclass(frozen=True)
 class Distilling(Plan):
     """A Memory Decoder learns a datastore's distributions, see `distill`."""
 
@@ -106,7 +119,7 @@ class Distilling(Plan):
     micro: int = 4
     learning_rate: float = 1e-3
     save_every: int = 100
-    layers: int = 4  # of the language model that the decoder starts from
+    layers: int = 4  # of the language model that the decoder starts from, where it has nothing else to
     kl_weight: float = 0.5  # beta of the paper: of KL(p_kNN || p_Mem); the rest is of -log p_Mem of the corpus
 
 

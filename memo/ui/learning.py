@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from memo.errors import Cancelled, DatastoreError, ModelError
 from memo.library import Library
+from memo.models import decoder_start
 from memo.sessions import Session
 from memo.train.recipe import Distilling
 from memo.ui.board import AskStop
@@ -171,7 +172,8 @@ class Learning:
         accelerator = setup.accelerator(reader.device.type, reader.model.dtype)
         plan, known = plan_for(size), {"documents": len(self._wanted)}
         self._at("reading", 0, len(layers) * -(-size // BATCH))
-        about = decode.make(llm, tokenizer, learnt, held, out, plan, accelerator, known, self._told)
+        start = decoder_start(rag.models.settings)
+        about = decode.make(llm, tokenizer, learnt, held, out, plan, accelerator, known, self._told, start)
         with reader.turn:
             loaded = decoder.load(out, reader.model, tokenizer)
         for rest in ("run", "targets"):
