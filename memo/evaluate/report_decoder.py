@@ -26,10 +26,17 @@ SYSTEMS = {"base": "the model alone", "mixed": "with the Memory Decoder", "knn_l
 
 
 def decoders(domains: Mapping[str, Results]) -> list[str]:
-    """Every domain, one after the other."""
+    """All domains side by side, then every one of them."""
     if not domains:
         return []
-    return ["## The Memory Decoder", *(part for name, results in domains.items() for part in one_domain(name, results))]
+    some = [way for way in WAYS if any(way == row["way"] for results in domains.values() for row in results["test"])]
+    means = {name: {row["way"]: row["perplexity"]["mean"] for row in r["test"]} for name, r in domains.items()}
+    columns: list[Column] = [
+        (name, lambda way, name=name: f"{means[name][way]:.2f}" if way in means[name] else "") for name in domains
+    ]
+    side_by_side = table(some, ("perplexity", lambda way: WAYS[way]), *columns)
+    every = (part for name, results in domains.items() for part in one_domain(name, results))
+    return ["## The Memory Decoder", side_by_side, *every]
 
 
 def one_domain(name: str, results: Results) -> list[str]:
@@ -59,7 +66,7 @@ def one_domain(name: str, results: Results) -> list[str]:
         f" {what['learnt']['tokens']:,} tokens of {what['learnt']['documents']:,} documents. Perplexity on {texts};"
         f" blocks of {what['window']:,} tokens, each token with {what['window'] - what['stride']} before it where"
         " there are so many. Intervals are drawn over documents; ratios are of the same tokens. The decoder starts from"
-        f" {plan['layers']} of the model’s {what['layers']} layers, kl_weight {plan['kl_weight']:g}. Everything trained"
+        f" {_start(what)}, kl_weight {plan['kl_weight']:g}. Everything trained"
         f" read the same {blocks:,} blocks. Chosen on {tokens['held']:,} held-out tokens: {_chosen(results)}."
         + (f" **Documents that were learnt too: {', '.join(known)}.**" if known else ""),
         table(results["test"], *columns),
@@ -72,8 +79,15 @@ def one_domain(name: str, results: Results) -> list[str]:
         _zero(results["alpha_zero"]),
         _costs(results["trained"]),
         _store(store),
-        _speed(results["speed"]),
+        *([_speed(results["speed"])] if results["speed"] else []),
     ]  # fmt: skip
+
+
+def _start(what: Results) -> str:
+    """What the decoder starts from."""
+    if start := what.get("start"):
+        return f"{start}, which knows language in general"
+    return f"{what['plan']['layers']} of the model’s {what['layers']} layers"
 
 
 def _chosen(results: Results) -> str:
@@ -116,9 +130,9 @@ def _costs(trained: Results) -> str:
 def _store(store: Results) -> str:
     stages = ", ".join(f"{name} {number(seconds)}" for name, seconds in store["stages"].items() if name != "training")
     built = "; ".join(f"{number(one['seconds'])} s for {one['entries']:,} entries and {number(one['index_seconds'])} s"
-                      f" for their index ({one['index']})" for one in store["sizes"])  # fmt: skip
+                      f" for their index ({one['index']})" for one in store.get("sizes", ()))  # fmt: skip
     return (f"Datastore: {store['entries']:,} entries, index {store['index']}, which finds {store['recall']:.1%} of the"
-            f" nearest. Building one takes {built}: entries^{store['exponent']:.2f}."
+            " nearest." + (f" Building one takes {built}: entries^{store['exponent']:.2f}." if built else "")
             + (f" Seconds before the decoder was trained: {stages}." if stages else ""))  # fmt: skip
 
 
