@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
     for sub in (ask, compare):
         sub.add_argument("--memory-decoder", default="", metavar="PATH",
                          help="a Memory Decoder, folder or hub id, to mix into the answers")  # fmt: skip
-        sub.add_argument("--alpha", metavar="SHARE", help="its share, 0 to 1 (default: the one that its file says)")
+        sub.add_argument("--alpha", metavar="SHARE", help="its share, 0 to 1 (default: by its router for every"
+                         " token, where it has one, else what its file says)")  # fmt: skip
     command("models", "tell which models are used", library=False)
     told = "measure answers, memory and speed"
     evaluation.add_parsers(commands.add_parser("evaluate", help=told, description=told.capitalize() + "."))
@@ -320,7 +321,7 @@ def answered(rag: MemoRAG, question: str, strategies: list[str], quiet: bool) ->
 
     # asked for here or in the environment; the one that memo comes with is not mixed in unasked
     wanted = rag.settings.memory_decoder not in ("", NONE) or rag.settings.alpha >= 0
-    alpha = rag.models.mixing().alpha if wanted else 0.0
+    alpha = rag.settings.alpha if rag.settings.alpha >= 0 else rag.models.mixing().best if wanted else 0.0
     return finish(rag.compare(question, strategies, alpha=alpha), show)
 
 

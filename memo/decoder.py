@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from memo.decoder_file import ROUTER, about
 from memo.errors import ModelError, WrongModel, reason
 from memo.models import attention_of, cache_name, fingerprint, write_atomic
 
@@ -174,24 +175,27 @@ def save(
     write_atomic(folder / "decoder.json", json.dumps({**known, **about}, indent=1, ensure_ascii=False))
 
 
-def note(folder: Path, more: dict[str, Any]) -> None:
-    """Adds to what decoder.json says."""
-    write_atomic(folder / "decoder.json", json.dumps({**about(folder), **more}, indent=1, ensure_ascii=False))
+def save_router(router: Router, folder: Path) -> None:
+    """Puts a router beside the decoder that it was trained with."""
+    state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in router.state_dict().items()}
+    save_file(state, folder / ROUTER)
 
 
-def about(folder: str | Path) -> dict[str, Any]:
-    """What decoder.json says; nothing for a causal model that was not written by `save`.
+def load_router(name: str | Path, llm: PreTrainedModel, decoder: PreTrainedModel) -> Router | None:
+    """The router that lies beside a decoder; None where there is none.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: it is damaged, or one of other models.
     """
-    path = Path(folder) / "decoder.json"
+    path = Path(name) / ROUTER
     if not path.exists():
-        return {}
+        return None
+    router = Router(llm.config.hidden_size, decoder.config.hidden_size)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"The Memory Decoder in {path.parent.name} is damaged: {reason(error)}") from error
+        router.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"The router of {Path(name).name} cannot be loaded: {reason(error)}") from error
+    return router.to(llm.device).eval().requires_grad_(False)
 
 
 def load(name: str | Path, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:

@@ -38,7 +38,7 @@ class Prompt:
     prefix: how the answer begins, put in its mouth; part of the text that is returned (local models only).
     slots: a memory the model looks at before the prompt (local models only).
     watch: note where in the memory the generated tokens looked.
-    alpha: how much of the Memory Decoder is mixed in, 0 to 1 (a generator that has one).
+    alpha: how much of the Memory Decoder is mixed in, 0 to 1, or `decoder.ROUTED` (a generator that has one).
     mixing: the decoder that is mixed in; None: the generator's own. The same in all prompts of a run.
     look: a part of the last message, the question say: note too where its tokens, and those up to the answer, looked.
     stop_at: end once the text has this many lines (local models only).
@@ -251,7 +251,7 @@ class LocalRun:
             stream.error, stream.done = BackendError(told, "Give it less to read (MEMO_CONTEXT_TOKENS)."), True
         else:
             mixing = self._mixing(prompt)
-            memory = mixing.row() if mixing is not None and prompt.alpha > 0 else None
+            memory = mixing.row() if mixing is not None and prompt.alpha else None
             self._decodings.append(_Decoding(stream, row, ids, memory, look))
         return stream
 

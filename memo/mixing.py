@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from memo.attention import Row
-from memo.decoder import aligned, interpolate, shares
+from memo.decoder import Router, aligned, interpolate, shares
+from memo.decoder_file import ROUTED
 from memo.generate import PlainModel, PlainRow
 from memo.memory import MemoryModel
 from memo.models import FAMILIES
@@ -41,17 +42,25 @@ def twin(model: MemoryModel | PlainModel) -> PreTrainedModel:
 class Mixing:
     """The decoder of a `LocalGenerator`.
 
-    alpha: the one that suits it, for whoever does not choose. folder: where it is, with its datastore maybe.
+    alpha: the one that suits it, for whoever does not choose. folder: where it is, with its datastore maybe. router:
+    what gives every token an alpha of its own; only where both share their head, else it is not used.
     """
 
     def __init__(
-        self, llm: MemoryModel | PlainModel, decoder: PreTrainedModel, alpha: float, folder: Path | None = None
-    ) -> None:
+        self, llm: MemoryModel | PlainModel, decoder: PreTrainedModel, alpha: float, folder: Path | None = None,
+        router: Router | None = None,
+    ) -> None:  # fmt: skip
         kind = MemoryModel if decoder.config.model_type in FAMILIES else PlainModel
         self.llm, self.memory, self.alpha = llm, kind(decoder, llm.tokenizer), alpha
         ours = isinstance(llm, MemoryModel) and isinstance(self.memory, MemoryModel)
         self.folder = folder
         self.one_head = ours and shares(decoder, llm.model)
+        self.router = router if self.one_head else None
+
+    @property
+    def best(self) -> float:
+        """What is mixed in for whoever does not choose: by the router, where there is one, else alpha."""
+        return self.alpha if self.router is None else ROUTED
 
     @cached_property
     def index(self) -> Index | None:
@@ -74,8 +83,8 @@ class Mixing:
     ) -> Tensor:  # fmt: skip
         """T tokens of one row, or one of each of B, by both models. ids (B, T) -> logits (B, V)
 
-        others: the decoder's rows; None where it is not mixed in. The mix has the LLM's scale, log p + log Z, so that
-        it goes over into the LLM's logits as alpha goes to zero.
+        others: the decoder's rows; None where it is not mixed in. alphas: `ROUTED` where the router decides. The mix
+        has the LLM's scale, log p + log Z, so that it goes over into the LLM's logits as alpha goes to zero.
         """
         some = [index for index, other in enumerate(others) if other is not None]
         with_memory, there = ids[some], [others[index] for index in some]
@@ -86,7 +95,10 @@ class Mixing:
         else:
             plain = self.llm.advance(ids, list(rows)).float()
             theirs = aligned(self.memory.advance(with_memory, there).float(), plain.shape[1])
+        logp, logp_memory = log_softmax(plain[some], dim=-1), log_softmax(theirs, dim=-1)
         alpha = torch.tensor([[alphas[index]] for index in some], device=plain.device)  # (b, 1)
-        mixed = interpolate(log_softmax(plain[some], dim=-1), log_softmax(theirs, dim=-1), alpha)
+        if self.router is not None and (alpha == ROUTED).any():
+            alpha = alpha.where(alpha != ROUTED, self.router(hidden[0][some], hidden[1], logp, logp_memory))
+        mixed = interpolate(logp, logp_memory, alpha.clamp(0, 1))
         plain[some] = mixed + plain[some].logsumexp(dim=-1, keepdim=True)
         return plain

@@ -269,7 +269,7 @@ class Models:
 
     @cached_property
     def _mixing(self) -> Mixing:
-        from memo import decoder
+        from memo import decoder, decoder_file
         from memo.generate import LocalGenerator
         from memo.mixing import Mixing
 
@@ -280,8 +280,9 @@ class Models:
             raise ModelError("A Memory Decoder cannot be mixed into an endpoint.", "Choose a local generator.")
         with generator.model.turn:  # whose weights are looked at: they are others while a document is memorized
             loaded = decoder.load(place, generator.model.model, generator.model.tokenizer)
-        alpha = self.settings.alpha if self.settings.alpha >= 0 else decoder.about(place).get("alpha", 0.5)
-        generator.mixing = Mixing(generator.model, loaded, alpha, Path(place))
+        router = decoder.load_router(place, generator.model.model, loaded)
+        alpha = self.settings.alpha if self.settings.alpha >= 0 else decoder_file.about(place).get("alpha", 0.5)
+        generator.mixing = Mixing(generator.model, loaded, alpha, Path(place), router)
         return generator.mixing
 
     @cached_property

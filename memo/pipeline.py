@@ -215,7 +215,7 @@ class MemoRAG:
         """Answers a question by several strategies at once, in one batch.
 
         history: earlier (question, answer) pairs, oldest first. clues: in place of recalling, the clues to search by.
-        alpha: how much of the Memory Decoder is mixed into the answers, 0 to 1.
+        alpha: how much of the Memory Decoder is mixed into the answers, 0 to 1, or `decoder.ROUTED`.
 
         Raises:
             NothingToAsk: no question, or no document in the library; SettingsError: an unknown strategy.
@@ -311,7 +311,8 @@ class MemoRAG:
                 item = next(task.steps)
             task.answering = isinstance(item, Prompt)
             if isinstance(item, Prompt) and task.mixing is not None:
-                task.ask.notes.append(f"The Memory Decoder has a share of {task.alpha:g} in this answer.")
+                share = f"{task.alpha:g}" if task.alpha >= 0 else "its own for every word"
+                task.ask.notes.append(f"The Memory Decoder has a share of {share} in this answer.")
                 item = replace(item, alpha=task.alpha, mixing=task.mixing)
             wanted = [item] if isinstance(item, Prompt) else item
             task.streams = [runs.add(prompt) for prompt in wanted]

@@ -623,7 +623,7 @@ def test_without_a_decoder_the_tab_says_what_to_do(visitors):
     assert "too little text" in visitor.watch("watch_training")
     visitor.put(("short.txt", "The mill."))
     assert "too little text" in train(visitor)
-    visitor.call("change_mix", True, 0.5)
+    visitor.call("change_mix", True, 0.5, True)
     assert not visitor.visit.alpha and not folders(visitor)
 
 
@@ -684,7 +684,7 @@ def test_the_decoder_is_mixed_into_answers_on_request(visitors, short_training):
     train(visitor)
     visitor.visit.session.rag.mixing.alpha = 0.4
     for mix, alpha, share in ((True, 0.7, "0.7"), (False, 0.7, "")):
-        visitor.call("change_mix", mix, alpha)
+        visitor.call("change_mix", mix, alpha, True)
         visitor.call("ask", "How many blades?", ["rag"], False)
         shown = visitor.watch("watch_answers")
         assert ("has a share of 0.7 in this answer" in shown) == bool(share)
@@ -695,7 +695,7 @@ def test_a_decoder_goes_with_a_document_it_learnt(visitors, short_training):
     visitor.put(("mill.txt", HARMLESS * 2))
     train(visitor)
     visitor.put(("other.txt", SECRET))
-    visitor.call("change_mix", True, 0.5)
+    visitor.call("change_mix", True, 0.5, True)
     read(visitor)
     keys = {row.name: key for key, row in visitor.visit.rows.items()}
     visitor.call("change_document", event={"delete": keys["other.txt"]})

@@ -159,6 +159,18 @@ def test_router_gives_every_token_an_alpha_of_its_own(llm, student):
     assert torch.allclose(mixed(ids).logits, interpolate(a, b, alpha), atol=1e-6)
 
 
+def test_a_router_is_kept_beside_its_decoder(llm, student, tmp_path):
+    assert decoder.load_router(tmp_path, llm, student) is None
+    torch.manual_seed(1)
+    router = Router(llm.config.hidden_size, student.config.hidden_size)
+    decoder.save_router(router, tmp_path)
+    again, ids = decoder.load_router(tmp_path, llm, student), torch.tensor([PROMPTS[1]])
+    assert torch.equal(Mixed(llm, student, router)(ids).logits, Mixed(llm, student, again)(ids).logits)
+    wider = tiny.model("llama", hidden_size=128, num_attention_heads=4)
+    with pytest.raises(ModelError, match="router"):
+        decoder.load_router(tmp_path, wider, student)
+
+
 def test_saved_and_loaded_says_the_same(llm, student, tmp_path):
     decoder.save(student, llm, tiny.tokenizer(), tmp_path, {"alpha": 0.3})
     loaded = decoder.load(tmp_path, llm, tiny.tokenizer())

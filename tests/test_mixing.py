@@ -12,6 +12,7 @@ from torch.nn.functional import log_softmax
 from memo import decoder
 from memo.attention import Row
 from memo.decoder import interpolate
+from memo.decoder_file import ROUTED
 from memo.errors import ModelError
 from memo.generate import LocalGenerator, PlainModel, Prompt, write, write_all
 from memo.memory import MemoryModel, inference, read_all
@@ -59,6 +60,36 @@ def test_the_mix_is_the_one_of_the_equation(generator):
         a, b = (log_softmax(model(whole).logits[0, -2:].float(), -1) for model in (llm, other))
         expected = interpolate(a, b, torch.tensor(alpha))
         assert torch.allclose(log_softmax(torch.cat([logits, more]), -1), expected, atol=1e-4)
+
+
+def test_a_router_decides_for_its_rows_alone(reader):
+    other = moved(reader.model)
+    torch.manual_seed(5)
+    router = decoder.Router(reader.model.config.hidden_size, other.config.hidden_size)
+    mixing = Mixing(reader, other, 0.4, router=router)
+    assert mixing.best == ROUTED and Mixing(reader, other, 0.4).best == 0.4
+    ids = torch.tensor([list(b"The mill stood at the")])
+    with inference(reader):
+        routed = mixing.advance(ids, [Row()], [mixing.row()], [ROUTED])
+        rows = [Row(), Row(), Row()]
+        others = [mixing.row(), mixing.row(), None]
+        for row, theirs in zip(rows, others, strict=True):
+            if theirs is None:
+                reader.advance(ids[:, :-1], [row])
+            else:
+                mixing.advance(ids[:, :-1], [row], [theirs], [0.4])
+        both = mixing.advance(ids[:, -1:].expand(3, 1), rows, others, [0.4, ROUTED, 0.0])
+        fixed = mixing.advance(ids, [Row()], [mixing.row()], [0.4])
+    expected = decoder.Mixed(reader.model, other, router)(ids).logits[:, -1]
+    assert torch.allclose(log_softmax(routed, -1), expected, atol=1e-4)
+    assert torch.allclose(both[1:2], routed, atol=1e-4) and torch.allclose(both[:1], fixed, atol=1e-4)
+    assert torch.allclose(both[2:], reader.model(ids).logits[:, -1], atol=1e-4)
+
+
+def test_heads_of_their_own_use_no_router(reader):
+    other = tiny.model("llama", seed=9, num_hidden_layers=1)
+    router = decoder.Router(reader.model.config.hidden_size, other.config.hidden_size)
+    assert Mixing(reader, other, 0.4, router=router).best == 0.4
 
 
 def test_the_mix_has_the_scale_of_the_llm(generator):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memo import datastore, decoder, knn, targets
+from memo import datastore, decoder, decoder_file, knn, targets
 from memo.datastore import Block
 from memo.evaluate import perplexity
 from memo.models import fingerprint
@@ -115,10 +115,10 @@ def make(
                   "index": index.kind, "recall": index.recall}  # fmt: skip
         decoder.save(student, llm, tokenizer, out, {"plan": asdict(plan), "tokens": store.size, "neighbours": chosen,
                                                     "start": Path(start).name})  # fmt: skip
-        decoder.note(out, {**about, **measured(llm, tokenizer, held, some, out, plain.logp, choice)})
+        decoder_file.note(out, {**about, **measured(llm, tokenizer, held, some, out, plain.logp, choice)})
     accelerator.wait_for_everyone()
     told(Progress("done", 1, 1))
-    return decoder.about(out)
+    return decoder_file.about(out)
 
 
 def measured(

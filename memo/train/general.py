@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from torch.utils.checkpoint import checkpoint
 
-from memo import decoder
+from memo import decoder, decoder_file
 from memo.errors import SettingsError
 from memo.models import fingerprint
 from memo.train import loop
@@ -104,4 +104,4 @@ def make(
         read = plan.steps * plan.batch * plan.window
         decoder.save(student, llm, tokenizer, out, {**about, "plan": asdict(plan), "tokens": read})
     accelerator.wait_for_everyone()
-    return decoder.about(out)
+    return decoder_file.about(out)

@@ -17,11 +17,13 @@ from typing import Any
 import gradio as gr
 
 from memo.answers import STRATEGIES, clean_question
+from memo.decoder_file import ROUTED
 from memo.errors import MemoError
 from memo.events import Clue
 from memo.sessions import Sessions
 from memo.ui import cards, exports
 from memo.ui.board import Board
+from memo.ui.decoding import routed, usable
 from memo.ui.draw import Drawn, Painter, Updates
 from memo.ui.layout import CLUES, Example, Page, examples
 from memo.ui.texts import language_of, say
@@ -61,7 +63,7 @@ class AskPage(Painter):
         answering = {"concurrency_id": "ask", "concurrency_limit": AT_ONCE, "show_progress": "hidden"}
         answering["api_visibility"] = "private"
         reading = answering | {"concurrency_id": "documents", "concurrency_limit": UPLOADS}
-        documents = [p.documents, p.status, p.delete_all, p.ratio, p.mix, p.mix_alpha, *p.chips]
+        documents = [p.documents, p.status, p.delete_all, p.ratio, p.mix, p.mix_alpha, p.mix_each, *p.chips]
 
         on = self.told
         p.files.upload(on(self.receive), [p.token, p.files], [p.files, *documents], **quick).then(
@@ -77,7 +79,8 @@ class AskPage(Painter):
         p.ratio.input(on(self.change_ratio), [p.token, p.ratio], documents, **quick).then(
             on(self.watch_documents), p.token, documents, **reading
         )
-        gr.on([p.mix.input, p.mix_alpha.input], on(self.change_mix), [p.token, p.mix, p.mix_alpha], p.status, **quick)
+        mixed = [p.mix, p.mix_alpha, p.mix_each]
+        gr.on([one.input for one in mixed], on(self.change_mix), [p.token, *mixed], [p.status, p.mix_alpha], **quick)
         for chip in p.chips:
             chip.click(lambda text: text, chip, p.question, **quick)
 
@@ -176,9 +179,11 @@ class AskPage(Painter):
         visit.change_ratio(ratio)
         return self.draw_documents(visit)
 
-    def change_mix(self, token: str, request: gr.Request, mix: bool, alpha: float) -> Updates:
-        self.visit(token, request).mix(float(alpha) if mix else 0.0)
-        return {}
+    def change_mix(self, token: str, request: gr.Request, mix: bool, alpha: float, each: bool) -> Updates:
+        visit = self.visit(token, request)
+        each = each and routed(visit.session)
+        visit.mix((ROUTED if each else float(alpha)) if mix else 0.0)
+        return {self.page.mix_alpha: gr.Slider(interactive=usable(visit.session) and not each)}
 
     async def watch_documents(self, token: str, request: gr.Request) -> AsyncIterator[Updates]:
         visit, shown = self.visit(token, request), None

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Callable
 
 import gradio as gr
 
+from memo.decoder_file import ROUTED
 from memo.errors import MemoError
 from memo.ui import chips
 from memo.ui.ask import EVERY, AskPage
-from memo.ui.decoding import ALPHA, best_alpha, decoder_of, usable
+from memo.ui.decoding import ALPHA, best_alpha, decoder_of, routed, usable
 from memo.ui.draw import Updates
 from memo.ui.texts import say
 from memo.ui.visits import Visit
@@ -56,7 +57,7 @@ class DecoderTab:
     def trained(self) -> list:
         """What a training changes."""
         p, ask = self.page, self.ask.page
-        return [p.which, p.training, p.train, p.stop_training, p.alpha, p.status, ask.mix, ask.mix_alpha]
+        return [p.which, p.training, p.train, p.stop_training, p.alpha, p.status, ask.mix, ask.mix_alpha, ask.mix_each]
 
     # --- a text ---
 
@@ -183,6 +184,6 @@ class DecoderTab:
         """Both alphas as they suit a decoder that is new; where it helps with nothing, the tab shows it still."""
         alpha = best_alpha(visit.session)
         visit.decoding.alpha, visit.decoding.refused = alpha or ALPHA, ""
-        visit.mix(alpha if visit.alpha else 0.0)
+        visit.mix((ROUTED if routed(visit.session) else alpha) if visit.alpha else 0.0)
         return {self.page.alpha: gr.Slider(value=visit.decoding.alpha), self.ask.page.mix_alpha: gr.Slider(
-            value=alpha, interactive=usable(visit.session))}  # fmt: skip
+            value=alpha, interactive=usable(visit.session) and not routed(visit.session))}  # fmt: skip

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memo.decoder_file import ROUTER, about
 from memo.errors import ModelError
 from memo.models import decoder_place
 from memo.sessions import Session
@@ -39,6 +41,11 @@ def usable(session: Session) -> bool:
     return decoder_of(session) in ("own", "shared")
 
 
+def routed(session: Session) -> bool:
+    """Whether the decoder has a router, without loading it."""
+    return decoder_of(session) == "shared" and (Path(decoder_place(session.settings)) / ROUTER).exists()
+
+
 def best_alpha(session: Session) -> float:
     """The alpha that suits the visitor's decoder best, without loading it."""
     if session.rag.mixing is not None:
@@ -47,9 +54,7 @@ def best_alpha(session: Session) -> float:
         return session.settings.alpha
     if not usable(session):
         return ALPHA
-    from memo import decoder
-
-    return float(decoder.about(decoder_place(session.settings)).get("alpha", ALPHA))
+    return float(about(decoder_place(session.settings)).get("alpha", ALPHA))
 
 
 class Decoding:

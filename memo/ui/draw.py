@@ -12,7 +12,7 @@ import gradio as gr
 
 from memo.ui import cards, marks
 from memo.ui.board import Board
-from memo.ui.decoding import usable
+from memo.ui.decoding import routed, usable
 from memo.ui.layout import CHIPS, CLUES, Page, examples
 from memo.ui.texts import say, tell
 from memo.ui.visits import Visit
@@ -74,7 +74,8 @@ class Painter:
         """The Memory Decoder's switch, which can be used where there is one."""
         there = usable(visit.session)
         mix = gr.Checkbox(interactive=True) if there else gr.Checkbox(value=False, interactive=False)
-        return {self.page.mix: mix, self.page.mix_alpha: gr.Slider(interactive=there)}
+        return {self.page.mix: mix, self.page.mix_each: gr.Checkbox(visible=routed(visit.session)),
+                self.page.mix_alpha: gr.Slider(interactive=there)}  # fmt: skip
 
     def status(self, visit: Visit) -> str:
         """One line below the question: what can be done now."""

@@ -95,6 +95,7 @@ class Page:
     ratio: gr.Radio
     mix: gr.Checkbox
     mix_alpha: gr.Slider
+    mix_each: gr.Checkbox
     clue_note: gr.HTML
     clues: list[ClueRow]
     own: gr.Textbox
@@ -187,9 +188,12 @@ def question(settings: Settings) -> dict:
         mix_alpha = gr.Slider(
             0, 1, ALPHA, step=0.05, label=i18n("alpha"), interactive=False, buttons=[], elem_id="mix-alpha"
         )
+        mix_each = gr.Checkbox(True, label=i18n("mix.each"), info=i18n("mix.each.info"), visible=False,
+                               elem_id="mix-each")  # fmt: skip
     return {
         "question": box, "chips": chips, "ask": ask, "stop": stop, "status": status, "follow": follow,
         "strategies": strategies, "ratio": ratio, "mix": mix, "mix_alpha": mix_alpha,
+        "mix_each": mix_each,
     }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ NOTES = (
     (re.compile(r"Only the first (?P<count>[\d,]+) of (?P<size>[\d,]+) tokens fit the model"), "note.cut"),
     (re.compile(r"left out as least relevant: (?P<names>.*)\.$"), "note.left_out"),
     (re.compile(r"The Memory Decoder has a share of (?P<alpha>[\d.]+) in this answer"), "note.mixed"),
+    (re.compile(r"The Memory Decoder has a share of its own for every word"), "note.routed"),
 )
 
 log = logging.getLogger("memo.ui")
