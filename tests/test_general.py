@@ -16,7 +16,7 @@ from memo.cli import main
 from memo.errors import SettingsError, WrongModel
 from memo.knn_device import Matrix
 from memo.models import fingerprint
-from memo.train import decode, distill, general
+from memo.train import decode, decoder_card, distill, general
 from memo.train.recipe import Distilling, General
 from memo.train.texts import joined
 
@@ -139,3 +139,14 @@ def test_from_the_command_line(made, tmp_path, monkeypatch, capsys):
     assert main(["decode-train", str(tmp_path / "text.txt"), "--start", start, *sizes,
                  "--out", str(tmp_path / "made"), "--json"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["start"] == "start"
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("start", "made")]
+    assert "knows language in general" in cards[0] and "It starts from start." in cards[1]
+    assert "held-out tokens" in cards[1] and str(tmp_path) not in "".join(cards)
+
+
+def test_a_card_names_licences_and_no_paths(tmp_path):
+    (tmp_path / "law").mkdir()
+    (tmp_path / "law" / "META.json").write_text(json.dumps({"licence": "public domain", "source": "a court"}))
+    found = decoder_card.sources([f"{tmp_path}/law:train@1000", "hub:owner/name", f"{tmp_path}/notes"])
+    assert found == [{"name": "law:train@1000", "licence": "public domain", "source": "a court"}, {"name": "name"},
+                     {"name": "notes"}]  # fmt: skip

@@ -85,7 +85,7 @@ def report(folder: Path, out: Path) -> None:
     sets, domains = ({name: content["results"] for name, content in files[kind].items()} for kind in SEVERAL)
     single = {name: files[name] and files[name]["results"] for name in SINGLE}
     memory, speed = single["memory"], single["speed"]
-    parts = ["# Results", *opening(sets, single, domains), *targets(sets, speed, single["memory-trained"])]
+    parts = ["# Results", *opening(sets, single, domains), *targets(sets, speed, single["memory-trained"], domains)]
     if sets:
         parts += retrieval(sets) + answers(sets) + ablation(sets) + losses(sets)
     else:

@@ -6,7 +6,7 @@ stands there as not measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from memo.evaluate.report_tables import ENOUGH, Column, against_rag, certain, difference, ratio, table
 from memo.plots import VALUES, at_base, memories
@@ -25,7 +25,9 @@ KEPT = {
 Row = tuple[str, str, bool | None]  # target, what was measured, whether it is met (None: not measured)
 
 
-def targets(sets: Mapping[str, Results], speed: Results | None, trained: Results | None) -> list[str]:
+def targets(
+    sets: Mapping[str, Results], speed: Results | None, trained: Results | None, domains: Mapping[str, Results]
+) -> list[str]:
     """What was aimed at, and whether it is met."""
     leads = {name: lead for name, r in sets.items() if (lead := against_rag(r, "memorag", "recall@3"))}
     hops = {name: lead for name, lead in leads.items() if sets[name]["set"].startswith(MULTI_HOP)}
@@ -44,7 +46,7 @@ def targets(sets: Mapping[str, Results], speed: Results | None, trained: Results
             f"fewer than {ENOUGH} questions: {', '.join(few)}" if few else "",
         ]
         rows.append((target, "; ".join(filter(None, told)), not bad if judged else None))
-    rows += [better_answers(sets), *trained_memory(trained)]
+    rows += [better_answers(sets), *trained_memory(trained), *memory_decoder(domains)]
     speed = speed or dict.fromkeys(("memorize", "exponent", "first_clue", "compare"), ())
     again = (row for row in speed["first_clue"] if row["instead"] == "reading the text again")
     for target, row, told, met in (
@@ -91,4 +93,36 @@ def trained_memory(results: Results | None) -> list[Row]:
         measured = ", ".join(f"{mean:.2f} ({at})" for at, mean in some.items())
         met = all(round(mean, 2) >= wanted[at] for at, mean in some.items()) if some else None
         found.append((target, measured, met))
+    return found
+
+
+def memory_decoder(domains: Mapping[str, Results]) -> list[Row]:
+    """Rows about perplexity in every domain, and about time."""
+    if not domains:
+        return []
+    means = {name: {row["way"]: row["perplexity"]["mean"] for row in r["test"]} for name, r in domains.items()}
+    found = []
+
+    def row(target: str, ours: str, rivals: Sequence[str], least: int) -> None:
+        good = [name for name, mean in means.items() if all(mean[ours] < mean[rival] for rival in rivals)]
+        told = f"in {len(good)} of {len(means)} domains" + (f": {', '.join(good)}" if good else "")
+        found.append((target, told, len(good) >= least))
+
+    every, mixed = len(means), "perplexity of the Memory Decoder, mixed, below that of"
+    for rival, name in (("base", "the model alone"), ("rag", "in-context RAG"), ("knn_lm", "the kNN-LM"),
+                        ("lora", "LoRA")):  # fmt: skip
+        row(f"{mixed} {name} in every domain", "decoder_mixed", [rival], every)
+    row(f"{mixed} DAPT in two domains", "decoder_mixed", ["dapt"], 2)
+    row(f"{mixed} either alone in every domain", "decoder_mixed", ["base", "decoder"], every)
+    row(f"{mixed} one learnt from text or datastore alone, in every domain", "decoder_mixed", ["ce_mixed", "kl_mixed"],
+        every)  # fmt: skip
+    row("alpha by the router below the best fixed one in every domain", "router", ["fixed"], every)
+    zero = [name for name, r in domains.items() if r["alpha_zero"]["exact"]]
+    found.append(("alpha 0 is the model alone, exactly", f"in {len(zero)} of {every} domains", len(zero) == every))
+    times = {name: one["token"] for name, r in domains.items() for one in r["speed"]
+             if one["system"] == "mixed" and one["batch"] == 1}  # fmt: skip
+    slow = max(times.values(), key=lambda one: one["ratio"], default=None)
+    found.append(("a token with the Memory Decoder takes at most 1.15 times as long as without (batch 1)",
+                  "; ".join(f"{name}: {ratio(one)}" for name, one in times.items()),
+                  slow["ratio"] <= 1.15 if slow else None))  # fmt: skip
     return found

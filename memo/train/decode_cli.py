@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memo import decoder_file
 from memo.errors import DocumentError, SettingsError
+from memo.models import display_name
 from memo.settings import Settings, from_environment
+from memo.train import decoder_card
+from memo.train.decoder_card import sources
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -142,13 +146,26 @@ def run(arguments: argparse.Namespace) -> int:
             learnt, held = tokens, tokenized(arguments.held_out, tokenizer, settings, arguments.out / "work")
         else:
             learnt, held = decode.held_out(tokens)
-    about = {"name": arguments.name or Path(arguments.data[0]).stem}
+    about = {"name": arguments.name or Path(arguments.data[0]).stem, "sources": sources(arguments.data)}
     told = decode.make(
         llm, tokenizer, learnt, held, arguments.out, plan, accelerator, about, Bars(accelerator.is_main_process), start
     )  # fmt: skip
     if accelerator.is_main_process:
+        finish(arguments.out, settings)
         show(told, arguments.json)
     return 0
+
+
+def finish(out: Path, settings: Settings) -> None:
+    """Notes what the training took, and writes the card."""
+    import torch
+
+    from memo.evaluate.record import processor
+
+    last = json.loads((out / "work" / "run" / "log.jsonl").read_text().splitlines()[-1])
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    decoder_file.note(out, {"machine": machine, "seconds": last["seconds"]})
+    decoder_card.write(out, display_name(settings.generator or settings.memory_model))
 
 
 def run_general(arguments: argparse.Namespace, plan: General) -> int:
@@ -161,11 +178,13 @@ def run_general(arguments: argparse.Namespace, plan: General) -> int:
     with accelerator.main_process_first():
         tokens = tokenized(arguments.data, tokenizer, settings, arguments.out / "work")
     bars = Bars(accelerator.is_main_process)
+    about = {"name": arguments.name or "texts of all kinds", "sources": sources(arguments.data)}
     told = general.make(
-        llm, tokenizer, tokens, arguments.out, plan, accelerator, {"name": arguments.name or "general"},
+        llm, tokenizer, tokens, arguments.out, plan, accelerator, about,
         lambda line: bars(Progress("training", line["step"], plan.steps, line)),
     )  # fmt: skip
     if accelerator.is_main_process:
+        finish(arguments.out, settings)
         print(json.dumps(told) if arguments.json else f"Wrote {arguments.out}: start others from it with --start.")
     return 0
 
