@@ -1,5 +1,6 @@
 """The README does what it says: its commands and code blocks are executed."""
 
+import json
 import os
 import re
 import signal
@@ -95,3 +96,15 @@ def test_make_demo_starts_the_app_and_prints_its_address():
     finally:
         os.killpg(demo.pid, signal.SIGTERM)
         demo.wait(60)
+
+
+def test_perplexities_are_those_of_the_results():
+    ways = {"SmolLM2-135M-Instruct alone": "base", "RAG, a passage in the prompt": "rag", "DAPT, all weights": "dapt",
+            "Memory Decoder, mixed at one alpha": "decoder_mixed", "Memory Decoder, mixed by its router": "router",
+            "kNN-LM, its teacher: a search for every token": "knn_lm", "LoRA, as many weights": "lora"}  # fmt: skip
+    files = ("law", "biomedicine", "finance", "wikitext2")
+    results = [json.loads((ROOT / "assets" / "results" / "decoder" / f"{name}.json").read_text()) for name in files]
+    means = [{row["way"]: row["perplexity"]["mean"] for row in one["results"]["test"]} for one in results]
+    lines = [line.strip("| \n").split(" | ") for line in README.splitlines() if line.startswith("| ")]
+    told = {line[0]: line[1:] for line in lines if line[0] in ways}
+    assert told == {name: [f"{one[way]:.2f}" for one in means] for name, way in ways.items()}
