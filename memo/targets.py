@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,19 +66,26 @@ def write_targets(
 
 
 class Targets:
-    """Sparse targets on disk, memory-mapped."""
+    """Sparse targets on disk, memory-mapped when they are first read: other processes may still be writing theirs."""
 
     def __init__(self, store: Datastore, folder: Path) -> None:
-        self.store, self._tables, self._firsts = store, [], []
+        self.store, self.folder = store, folder
+        self._firsts = [store.first_entry(shard) for shard in range(store.shards)]
+
+    @cached_property
+    def _tables(self) -> list[pa.Table]:
+        paths = [target_path(self.folder, shard) for shard in range(self.store.shards)]
         try:
-            for shard in range(store.shards):
-                self._tables.append(pa.ipc.open_file(pa.memory_map(str(target_path(folder, shard)))).read_all())
-                self._firsts.append(store.first_entry(shard))
+            return [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
         except (OSError, pa.ArrowInvalid) as error:
-            raise DatastoreError(f"The targets in {folder} are not whole.", "Make them again.") from error
+            raise DatastoreError(f"The targets in {self.folder} are not whole.", "Make them again.") from error
 
     def of(self, first: int, end: int) -> Sparse:
-        """Those of entries first .. end - 1, which are of one shard, in float32 and summing to one."""
+        """Those of entries first .. end - 1, which are of one shard, in float32 and summing to one.
+
+        Raises:
+            DatastoreError: a file is damaged or missing.
+        """
         shard = int(np.searchsorted(self._firsts, first, side="right")) - 1
         part = self._tables[shard].slice(first - self._firsts[shard], end - first).combine_chunks()
         lists = part.column("tokens").combine_chunks()

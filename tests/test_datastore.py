@@ -238,5 +238,5 @@ def test_targets_are_kept_and_others_refused(store, tmp_path):
         targets.write_targets(index, 7, 30.0, tmp_path)
     targets.target_path(tmp_path, 0).write_bytes(b"no")
     with pytest.raises(DatastoreError, match="not whole"):
-        targets.Targets(store, tmp_path)
+        targets.Targets(store, tmp_path).of(0, 1)
     assert json.loads((tmp_path / "targets.json").read_text())["k"] == 6

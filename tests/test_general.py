@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from memo import datastore, decoder, knn
 from memo.cli import main
@@ -150,3 +155,29 @@ def test_a_card_names_licences_and_no_paths(tmp_path):
     found = decoder_card.sources([f"{tmp_path}/law:train@1000", "hub:owner/name", f"{tmp_path}/notes"])
     assert found == [{"name": "law:train@1000", "licence": "public domain", "source": "a court"}, {"name": "name"},
                      {"name": "notes"}]  # fmt: skip
+
+
+def test_two_processes_make_the_decoder_that_one_makes(tmp_path):
+    tiny.model("llama").save_pretrained(tmp_path / "llm")
+    TOKENIZER.save_pretrained(tmp_path / "llm")
+    (tmp_path / "texts").mkdir()
+    for number in range(45):  # a block each, so more than a shard
+        start = 7 * number % 120
+        (tmp_path / "texts" / f"{number:02}.txt").write_text(f"{number} {tiny.TEXT[start : start + 90]}")
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(tiny.__file__).parents[1]), "OMP_NUM_THREADS": "1",
+        "MEMO_MEMORY_MODEL": str(tmp_path / "llm"), "MEMO_DEVICE": "cpu", "MEMO_DTYPE": "float32",
+    }  # fmt: skip
+    both = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    plan = [word for one in ("steps=4", "batch=4", "micro=2", "layers=1", "save_every=4") for word in ("--set", one)]
+    for name, launch in (("one", []), ("two", both)):
+        command = [sys.executable, *launch, "-m", "memo", "decode-train", str(tmp_path / "texts"), *plan]
+        done = subprocess.run([*command, "--out", str(tmp_path / name)], env=environment, cwd=tmp_path,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "two" / "work" / "store").glob("keys-*"))) > 1
+    one, two = (load_file(tmp_path / name / "decoder.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(tensor.float(), two[name].float(), atol=2e-3) for name, tensor in one.items())
+    known = [decoder.about(tmp_path / name)["held_out_perplexity"]["llm"] for name in ("one", "two")]
+    assert known[0] == pytest.approx(known[1], rel=1e-5)
