@@ -28,6 +28,7 @@ from memo.models import fingerprint
 from memo.train import distill
 from memo.train.recipe import Distilling
 from memo.train.texts import TokenFile, joined
+from memo.vocabulary import moved
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,18 +76,21 @@ def first_blocks(tokens: TokenFile, most: int) -> list[Block]:
 def make(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, learnt: TokenFile, held: TokenFile, out: Path,
     plan: Distilling, accelerator: Accelerator, about: dict[str, Any],
-    told: Callable[[Progress], None] = lambda progress: None, start: str = "",
+    told: Callable[[Progress], None] = lambda progress: None, start: str = "", new_vocabulary: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Makes the decoder, or goes on where it was. about: what decoder.json says besides. -> what it says
 
     start: a decoder to start from, or a small causal language model of the vocabulary, a folder or a hub id; empty: the
-    LLM's first layers. `told` may raise, to stop; nothing that is done is lost.
+    LLM's first layers. new_vocabulary: the start has another one, and is moved to the LLM's (`vocabulary.moved`).
+    `told` may raise, to stop; nothing that is done is lost.
 
     Raises:
         DatastoreError: no text, or a folder that holds something else. SettingsError: a plan that does not fit.
         ModelError, WrongModel: no such start, or of another vocabulary.
     """
-    first = decoder.load(start, llm, tokenizer) if start else None
+    first = None
+    if start:
+        first = moved(start, llm, tokenizer, plan.seed) if new_vocabulary else decoder.load(start, llm, tokenizer)
     work, process = out / "work", (accelerator.process_index, accelerator.num_processes)
     stores = partial(_telling, told)
     store = datastore.build(llm, learnt, work / "store", process=process, told=stores("reading"))

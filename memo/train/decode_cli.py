@@ -44,6 +44,9 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--start", metavar="PATH",
                      help='a decoder or a small causal model to start from, a folder or a hub id; "none": the first'
                      " layers of the model (default: the one memo brings, where it has one)")  # fmt: skip
+    sub.add_argument("--new-vocabulary", action="store_true",
+                     help="the start has another vocabulary: its embedding and head are made anew; a tenth of the steps"
+                     " that it took will do")  # fmt: skip
     sub.add_argument("--general", action="store_true",
                      help="make what others start from: texts of all kinds, taught by the model itself")  # fmt: skip
     sub.add_argument("--name", default="", help="what the decoder knows about, for people to read")
@@ -148,7 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
             learnt, held = decode.held_out(tokens)
     about = {"name": arguments.name or Path(arguments.data[0]).stem, "sources": sources(arguments.data)}
     told = decode.make(
-        llm, tokenizer, learnt, held, arguments.out, plan, accelerator, about, Bars(accelerator.is_main_process), start
+        llm, tokenizer, learnt, held, arguments.out, plan, accelerator, about, Bars(accelerator.is_main_process), start,
+        arguments.new_vocabulary,
     )  # fmt: skip
     if accelerator.is_main_process:
         finish(arguments.out, settings)
