@@ -1,5 +1,5 @@
-"""The command line of the measurements: `python -m memo evaluate qa | memory | clues | study | decoder | speed |
-report`.
+"""The command line of the measurements: `python -m memo evaluate qa | memory | clues | study | decoder |
+downstream | speed | report`.
 
 In: arguments. Out: rows on the terminal, JSON to `--out` (with the machine, the command, the commit and the date), and
 beside it `<out>.rows.jsonl`: what is done already, so that a killed run goes on where it was.
@@ -99,6 +99,17 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     decoder.add_argument("--repeats", type=at_least(0), default=5,
                          help="rounds of timing that count (default 5); 0: time nothing, now")  # fmt: skip
     decoder.add_argument("--work", type=Path, required=True, metavar="DIR", help="for stores and what is trained")
+    downstream = command("downstream", "measure facts and labels with a Memory Decoder mixed in")
+    downstream.add_argument("--memory-decoder", required=True, metavar="PATH", help="a folder or a hub id")
+    downstream.add_argument("--learnt", nargs="+", default=[], metavar="SOURCE",
+                            help="texts that it learnt, as memo decode-train takes them: facts are asked")  # fmt: skip
+    downstream.add_argument("--facts", type=at_least(1), default=200, metavar="N", help="how many (default 200)")
+    downstream.add_argument("--data", metavar="DIR", help="questions whose answers are labels (see README, Measuring)")
+    downstream.add_argument("--split", default="test", help="default test")
+    downstream.add_argument("--labels", default="yes,no,maybe", metavar="A,B,…", help="default yes,no,maybe")
+    downstream.add_argument("--limit", type=at_least(1), default=200, metavar="N", help="questions (default 200)")
+    downstream.add_argument("--alphas", default="0.3", metavar="A,B,…",
+                            help="to try beside 0, 1, the decoder's own and its router (default 0.3)")  # fmt: skip
     speed = command("speed", "measure speed, as ratios within one process")
     speed.add_argument("--text", type=Path, metavar="FILE", help="a long text (default: the examples)")
     speed.add_argument("--repeats", type=at_least(1), default=3, help="rounds that count (default 3)")
@@ -301,6 +312,40 @@ def run_decoder(chosen: argparse.Namespace) -> dict[str, Any]:
     return {**results, "what": {**what, **results["what"]}}
 
 
+def run_downstream(chosen: argparse.Namespace) -> dict[str, Any]:
+    from memo import decoder
+    from memo.evaluate import data, downstream
+    from memo.models import display_name
+    from memo.train import decode_cli
+
+    if not (chosen.learnt or chosen.data):
+        raise SettingsError("There is nothing to ask.", "Name texts (--learnt), questions (--data), or both.")
+    settings, name = from_environment(), chosen.memory_decoder
+    try:
+        alphas: dict[str, Any] = {alpha: float(alpha) for alpha in ("0", *chosen.alphas.split(","), "1")}
+    except ValueError:
+        raise SettingsError(f"--alphas is {chosen.alphas!r}.", "It must be numbers with commas between.") from None
+    llm, tokenizer, _ = decode_cli.loaded(settings)
+    loaded = decoder.load(name, llm, tokenizer)
+    known, router = decoder.about(name), decoder.load_router(name, llm, loaded)
+    alphas |= {f"{known['alpha']:g}": known["alpha"]} if known else {}
+    alphas |= {"router": router} if router else {}
+    some, questions = [], []
+    if chosen.learnt:
+        with tempfile.TemporaryDirectory() as folder:
+            tokens = decode_cli.tokenized(chosen.learnt, tokenizer, settings, Path(folder))
+            some = downstream.clozes(tokens, tokenizer, chosen.facts)
+    if chosen.data:
+        questions = data.load(Path(chosen.data), chosen.split, "question", chosen.limit, 0).questions
+    mixed = decoder.Mixed(llm, loaded, 0.0)
+    labels = [label.strip() for label in chosen.labels.split(",")]
+    rows = downstream.evaluate(mixed, tokenizer, alphas, some, questions, labels, tell)
+    what = {"decoder": display_name(name), "model": display_name(settings.generator or settings.memory_model),
+            "facts": len(some), "questions": len(questions), "set": Path(chosen.data).name if chosen.data else "",
+            "labels": labels, "dtype": str(llm.dtype).removeprefix("torch.")}  # fmt: skip
+    return {"what": what, "rows": rows}
+
+
 def run_speed(chosen: argparse.Namespace) -> dict[str, Any]:
     from memo.evaluate import speed
     from memo.models import Models
@@ -343,7 +388,7 @@ def run(chosen: argparse.Namespace) -> int:
         return 0
     check_out(chosen.out)
     measures = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "study": run_study, "decoder": run_decoder,
-                "speed": run_speed}  # fmt: skip
+                "downstream": run_downstream, "speed": run_speed}  # fmt: skip
     write(chosen.out, measures[chosen.measure](chosen), "memo")
     print(f"Wrote {chosen.out}.")
     return 0

@@ -148,3 +148,18 @@ def _speed(rows: list[Results]) -> str:
         ("reading the prompt / the model alone", read), ("ms", lambda row: milliseconds(row, "read")),
         ("a token / the model alone", lambda row: ratio(row["token"])), ("ms", lambda row: milliseconds(row, "token")),
     )  # fmt: skip
+
+
+def beyond(results: Results) -> list[str]:
+    """Facts of the learnt texts, and questions with labels."""
+    what, rows = results["what"], results["rows"]
+    columns: list[Column] = [("alpha", lambda row: str(row["alpha"]))]
+    for key, title in (("cloze", "facts gone on with"), ("plain", "labels, plain"), ("dcpmi", "labels, DCPMI")):
+        if key in rows[0]:
+            columns.append((title, lambda row, key=key: interval(row[key])))
+    told = f"{what['decoder']} in {what['model']}, shares that are right. alpha 0: the model alone, 1: the decoder."
+    if what["facts"]:
+        told += f" {what['facts']} facts (names, numbers) of texts that it learnt, each behind the text before it."
+    if what["questions"]:
+        told += f" {what['questions']} questions of {what['set']}, answers {', '.join(what['labels'])}."
+    return ["### Beyond perplexity", told, table(rows, *columns)]
