@@ -76,6 +76,15 @@ tatqa tatqa dev group --where=answer_from=text
 korquad1 korquad1 dev group
 endef
 export SETS
+# a domain a line: its file, folder, split held out, other domains, what it is
+define DOMAINS
+law court_opinions valid evidence_inference law: court opinions
+biomedicine evidence_inference validation court_opinions biomedicine: reports of trials
+finance fed valid court_opinions finance: the Federal Reserve
+wikitext2 wikitext2 valid court_opinions encyclopedia: WikiText-2
+endef
+export DOMAINS
+DECODER_STEPS ?= 150
 LIMIT ?= 200
 ANSWER_EVERY ?= 1
 RESULTS ?= assets/results
@@ -87,6 +96,13 @@ bench: $(BIN)/.tested  ## every measurement: make bench DATA=folder of question 
 			--limit $(LIMIT) --answer-every $(ANSWER_EVERY) --out $(RESULTS)/qa/$$name.json < /dev/null || exit 1; done
 	$(BIN)/memo evaluate qa --data assets/examples --split en --context group --where=indirect=True \
 		--limit $(LIMIT) --answer-every $(ANSWER_EVERY) --out $(RESULTS)/qa/examples-indirect.json
+	@echo "$$DOMAINS" | while read -r name set held other about; do \
+		$(BIN)/memo evaluate decoder --domain "$$about" --learn $(DATA)/$$set:train@1000000 \
+			--held-out $(DATA)/$$set:$$held --test $(DATA)/$$set:test --other $(DATA)/$$other:test \
+			--tokens-test 40000 --set steps=$(DECODER_STEPS) --set batch=16 --work runs/decoder/$$name \
+			--out $(RESULTS)/decoder/$$name.json < /dev/null || exit 1; done
+	$(BIN)/memo evaluate downstream --memory-decoder assets/models/smollm2-135m-law-decoder \
+		--learnt $(DATA)/court_opinions:train@1000000 --facts 300 --data $(DATA)/pubmedqa --out $(RESULTS)/downstream.json
 	$(BIN)/memo evaluate memory --data $(DATA)/books --split valid --limit 8 --memory-weights untrained \
 		--out $(RESULTS)/memory.json
 	$(BIN)/memo evaluate memory --data $(DATA)/books --split valid --limit 8 --out $(RESULTS)/memory-trained.json
