@@ -21,7 +21,7 @@ from memo.cli import main
 from memo.errors import SettingsError, WrongModel
 from memo.knn_device import Matrix
 from memo.models import fingerprint
-from memo.train import decode, decoder_card, distill, general
+from memo.train import decode, decode_router, decoder_card, distill, general
 from memo.train.recipe import Distilling, General
 from memo.train.texts import joined
 
@@ -147,6 +147,21 @@ def test_from_the_command_line(made, tmp_path, monkeypatch, capsys):
     cards = [(tmp_path / name / "README.md").read_text() for name in ("start", "made")]
     assert "knows language in general" in cards[0] and "It starts from start." in cards[1]
     assert "held-out tokens" in cards[1] and str(tmp_path) not in "".join(cards)
+
+
+def test_a_router_is_kept_if_it_is_better_than_a_fixed_alpha(llm, made, tmp_path):
+    plan = Distilling(steps=2, batch=2, micro=2, layers=1, save_every=2)
+    held = joined([TEXT.ids[:90], TEXT.ids[30:120], TEXT.ids[60:170], TEXT.ids[10:100]])
+    folder = tmp_path / "d"
+    decode.make(llm, TOKENIZER, joined([TEXT.ids[:300], TEXT.ids[100:400]]), held, folder, plan, accelerator(), {},
+                start=str(made[0]))  # fmt: skip
+    found = decode_router.make(llm, TOKENIZER, held, folder, 0, accelerator())
+    assert decoder.about(folder)["routing"] == found
+    router = decoder.load_router(folder, llm, decoder.load(folder, llm, TOKENIZER))
+    assert (router is not None) == (found["router"] < found["fixed"])
+    assert decode_router.make(llm, TOKENIZER, held, folder, 0, accelerator()) == found  # as after a kill
+    with pytest.raises(SettingsError, match="Too little"):
+        decode_router.make(llm, TOKENIZER, joined([TEXT.ids[:90]]), folder, 0, accelerator())
 
 
 def test_a_card_names_licences_and_no_paths(tmp_path):

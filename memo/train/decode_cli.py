@@ -47,6 +47,8 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--new-vocabulary", action="store_true",
                      help="the start has another vocabulary: its embedding and head are made anew; a tenth of the steps"
                      " that it took will do")  # fmt: skip
+    sub.add_argument("--router", action="store_true",
+                     help="train a router too, alpha of every token; kept if better than a fixed one")  # fmt: skip
     sub.add_argument("--general", action="store_true",
                      help="make what others start from: texts of all kinds, taught by the model itself")  # fmt: skip
     sub.add_argument("--name", default="", help="what the decoder knows about, for people to read")
@@ -154,6 +156,10 @@ def run(arguments: argparse.Namespace) -> int:
         llm, tokenizer, learnt, held, arguments.out, plan, accelerator, about, Bars(accelerator.is_main_process), start,
         arguments.new_vocabulary,
     )  # fmt: skip
+    if arguments.router:
+        from memo.train import decode_router
+
+        decode_router.make(llm, tokenizer, held, arguments.out, plan.seed, accelerator)
     if accelerator.is_main_process:
         finish(arguments.out, settings)
         show(told, arguments.json)
