@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pypdf
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from conftest import SMALL
 from playwright.sync_api import Page, expect, sync_playwright
 from screenshots import ARGUMENTS, CHROMIUM
@@ -436,3 +437,24 @@ LOW_CONTRAST = """() => {
   }
   return [...new Set(low)];
 }"""
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 390)])
+def test_nothing_keeps_anybody_out(open_page, scheme, width):
+    """axe finds nothing serious: names of controls, contrast, order of headings, before and after an answer."""
+    page = open_page(f"?__theme={scheme}", width=width, color_scheme=scheme)
+
+    def check(where: str) -> None:
+        found = Axe().run(page).response
+        serious = [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]
+                   if one["impact"] in ("serious", "critical")]  # fmt: skip
+        assert len(found["passes"]) > 15 and not serious, (where, serious)
+
+    put(page, "boiler.txt", FACT)
+    check("before a question")
+    ask(page, only=("MemoRAG", "RAG"))
+    check("after an answer")
+    for tab in page.get_by_role("tab").all()[1:]:
+        tab.click()
+        page.wait_for_timeout(500)  # the tab's own drawing
+        check(tab.inner_text())
