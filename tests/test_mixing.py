@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -19,6 +20,8 @@ from memo.memory import MemoryModel, inference, read_all
 from memo.mixing import Mixing
 from memo.models import Models
 from memo.settings import Settings
+from memo.ui.decoding import routed
+from memo.ui.texts import note
 
 QUESTION = (("user", "Who bought the mill?"),)
 
@@ -151,3 +154,17 @@ def test_models_load_the_one_of_the_settings(tmp_path):
                           "cannot be mixed into an endpoint")):  # fmt: skip
         with pytest.raises(ModelError, match=told):
             Models(chosen).mixing()
+
+
+def test_a_decoder_with_a_router_is_known_without_loading_it(tmp_path):
+    session = SimpleNamespace(settings=Settings(memory_decoder=str(tmp_path)), rag=SimpleNamespace(mixing=None))
+    assert not routed(session)
+    (tmp_path / "router.safetensors").write_bytes(b"")
+    assert routed(session)
+    session.rag.mixing = object()  # the visitor's own, which has none
+    assert not routed(session)
+
+
+def test_the_answer_says_who_chose_the_share():
+    said = "The Memory Decoder has a share of its own for every word in this answer."
+    assert "router" in note("en", said) and "라우터" in note("ko", said)
