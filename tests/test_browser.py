@@ -458,3 +458,25 @@ def test_nothing_keeps_anybody_out(open_page, scheme, width):
         tab.click()
         page.wait_for_timeout(500)  # the tab's own drawing
         check(tab.inner_text())
+
+
+@pytest.mark.parametrize("locale, width", [("en-GB", 1280), ("ko-KR", 390)])
+def test_the_tour_leads_through_the_page_and_ends(open_page, locale, width):
+    page = open_page(locale=locale, width=width)
+    page.locator("#tour").click()
+    card = page.locator("#tour-card")
+    count = page.locator("#tour-steps li[data-at]").count()
+    assert count == 8
+    seen = set()
+    for step in range(count):
+        expect(card).to_contain_text(f"{step + 1} / {count}")
+        expect(page.locator(".toured")).to_have_count(1)
+        seen.add(card.locator("p").inner_text())
+        if step < count - 1:
+            page.keyboard.press("Enter")  # the button has the focus
+    assert len(seen) == count and all(seen)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.keyboard.press("Escape")
+    expect(card).to_be_hidden()
+    expect(page.locator(".toured")).to_have_count(0)
+    expect(page.locator("#tour")).to_be_focused()

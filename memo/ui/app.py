@@ -28,6 +28,7 @@ from memo.ui.draw import Drawn
 from memo.ui.layout import i18n, page
 from memo.ui.texts import ASSETS, language_of, say
 from memo.ui.theme import theme
+from memo.ui.tour import tour
 from memo.ui.visits import Visit
 from memo.ui.warmup import Warmup
 
@@ -48,7 +49,7 @@ class Visitors:
 
     def wire(self, demo: gr.Blocks) -> None:
         p, private = self.ask.page, {"show_progress": "hidden", "api_visibility": "private"}
-        first = [p.token, p.documents, p.privacy, p.status, *self.ask.everything(), *self.tab.everything()]
+        first = [p.token, p.tour, p.documents, p.privacy, p.status, *self.ask.everything(), *self.tab.everything()]
         demo.load(self.open, None, list(dict.fromkeys(first)), queue=False, js=WHEN_DRAWN, **private).then(
             self.ask.told(self.watch_models), p.token, p.status, concurrency_limit=None, **private
         )
@@ -69,6 +70,7 @@ class Visitors:
             p.token: session.token,
             p.documents: cards.documents(visit),
             p.privacy: self.footer(language),
+            p.tour: tour(language),
         } | empty | self.tab.draw(visit) | self.tab.fitting(visit)
 
     def footer(self, language: str) -> str:
@@ -164,5 +166,6 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
 
 
 def head() -> str:
-    """The page's own script."""
-    return f"<script>{Path(__file__).with_name('page.js').read_text(encoding='utf-8')}</script>"
+    """The page's own scripts."""
+    scripts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.js", "tour.js"))
+    return "".join(f"<script>{script}</script>" for script in scripts)

@@ -80,6 +80,7 @@ class Page:
     """Every component that a handler touches."""
 
     token: gr.State
+    tour: gr.HTML
     privacy: gr.HTML
     files: gr.File
     examples: list[gr.Button]
@@ -119,7 +120,9 @@ def title(number: int, key: str) -> gr.HTML:
 def page(settings: Settings, token: gr.State) -> Page:
     """Lays the page out."""
     made: dict = {"token": token}
-    gr.HTML('<div class="masthead"><h1>memo</h1><p>' + i18n("tagline") + "</p></div>", elem_id="masthead")
+    with gr.Row(elem_id="top"):
+        gr.HTML('<div class="masthead"><h1>memo</h1><p>' + i18n("tagline") + "</p></div>", elem_id="masthead")
+        made["tour"] = gr.HTML(elem_id="tour-place", apply_default_css=False)
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(i18n("tab.ask"), id="ask", elem_classes="page"):
             made |= asking(settings)
