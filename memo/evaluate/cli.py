@@ -1,5 +1,5 @@
 """The command line of the measurements: `python -m memo evaluate qa | memory | clues | study | decoder |
-downstream | speed | report`.
+downstream | speed | reliability | report`.
 
 In: arguments. Out: rows on the terminal, JSON to `--out` (with the machine, the command, the commit and the date), and
 beside it `<out>.rows.jsonl`: what is done already, so that a killed run goes on where it was.
@@ -13,10 +13,12 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memo.errors import NothingToAsk, SettingsError
+from memo.evaluate import reliability
 from memo.evaluate.strategies import EVERY
 from memo.settings import Settings, from_environment
 
@@ -119,6 +121,7 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
                        help="tokens: how memorizing grows")  # fmt: skip
     speed.add_argument("--passages", default="1000,10000,100000", metavar="A,B,…", help="in a collection")
     speed.add_argument("--visitors", default="1,4,8", metavar="A,B,…", help="asking at once")
+    reliability.add_arguments(command("reliability", "break files and kill processes"), at_least(0))
     report = command("report", "write RESULTS.md from the JSON files")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help=f"with qa/NAME.json, memory.json and the others (default {RESULTS})")  # fmt: skip
@@ -388,7 +391,8 @@ def run(chosen: argparse.Namespace) -> int:
         return 0
     check_out(chosen.out)
     measures = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "study": run_study, "decoder": run_decoder,
-                "downstream": run_downstream, "speed": run_speed}  # fmt: skip
+                "downstream": run_downstream, "speed": run_speed,
+                "reliability": partial(reliability.run, tell=tell)}  # fmt: skip
     write(chosen.out, measures[chosen.measure](chosen), "memo")
     print(f"Wrote {chosen.out}.")
     return 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from memo.errors import SettingsError
 from memo.evaluate.report_decoder import beyond, decoders
+from memo.evaluate.report_reliability import reliable
 from memo.evaluate.report_sets import ablation, answers, by_value, losses, retrieval
 from memo.evaluate.report_tables import (
     ENOUGH,
@@ -35,12 +36,12 @@ NEEDED = {  # what `results` of a file has at least
     "study": ("what", "rows"),
     "clues": ("what", "sets", "weights", "against"),
     "decoder": ("what", "trained", "alphas", "test", "sweep", "router", "alpha_zero", "store", "speed"),
-    "downstream": ("what", "rows"),
+    "downstream": ("what", "rows"), "reliability": ("what",),
     "speed": ("what", "memorize", "first_clue", "bytes", "load", "exponent", "compare", "search", "visitors", "peak"),
 }  # fmt: skip
 SINGLE = {  # file -> its kind
     "memory": "memory", "memory-trained": "memory", "clues": "clues", "study": "study",
-    "downstream": "downstream", "speed": "speed",
+    "downstream": "downstream", "speed": "speed", "reliability": "reliability",
 }  # fmt: skip
 SEVERAL = ("qa", "decoder")  # folders of files, each of the kind that the folder is named after
 MODELS = ("memory", "memory_weights", "generator", "embedder")
@@ -99,6 +100,7 @@ def report(folder: Path, out: Path) -> None:
     parts += decoders(domains)
     parts += beyond(single["downstream"]) if single["downstream"] else []
     parts += fast(speed) if speed else ["## Speed", "Not measured: there is no `speed.json`."]
+    parts += reliable(single["reliability"]) if single["reliability"] else []
     parts += limits(sets, memory, speed)
     if any(files.values()):
         parts += ["## Every number", *(part for name, results in sets.items() for part in one_set(name, results))]
