@@ -22,6 +22,7 @@ from memo.pipeline import Models
 from memo.sessions import Sessions
 from memo.settings import Settings
 from memo.ui import cards, marks
+from memo.ui.api import Api
 from memo.ui.ask import EVERY, AskPage
 from memo.ui.decoder_tab import DecoderTab
 from memo.ui.draw import Drawn
@@ -109,6 +110,7 @@ def build(settings: Settings, sessions: Sessions, warmup: Warmup | None = None) 
         warmup.done = True
     with gr.Blocks(title="memo", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as demo:
         token = gr.State(None, delete_callback=lambda value: sessions.close(value or ""))
+        Api(sessions).wire()  # first: handlers of the page have names like its own
         ask = AskPage(page(settings, token), sessions, warmup)
         ask.wire()
         tab = DecoderTab(ask)
@@ -155,7 +157,7 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
         server_name=settings.host, server_port=settings.port or None, prevent_thread_lock=True, quiet=True,
         theme=theme(), css_paths=[ASSETS / "theme.css"], i18n=i18n, head=head(),
         max_file_size=settings.max_file_mb << 20, show_error=False, run_history=False, enable_monitoring=False,
-        footer_links=["gradio"], ssr_mode=False, pwa=False, share=False,
+        footer_links=["api", "gradio"], ssr_mode=False, pwa=False, share=False, mcp_server=True,
     )  # fmt: skip
     running = Running(demo, sessions, url, sessions.watch())
     print(f"memo is at {url}", flush=True)
