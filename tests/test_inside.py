@@ -130,14 +130,6 @@ def test_a_clues_tokens_are_its_text_and_rows_sum_to_at_most_one():
         inside.of_document(found[0].mass(), composed, "gone")
 
 
-def test_the_first_token_of_an_answer_has_no_attention():
-    model = trained()
-    _, composed = remembered(model)
-    streams, question = recall(model, composed)
-    first = next(one for one in inside.recalled(streams, question, composed) if one.clue.kind == "draft").tokens[0]
-    assert first.mass is None or streams["draft"].text.find(first.text) > 0
-
-
 def test_looking_changes_nothing_in_a_memory():
     model = trained()
     memory, composed = remembered(model)

@@ -184,7 +184,7 @@ def slot(visit: Visit) -> str:
         best = strength.topk(min(STRONGEST, len(strength)))
         items = "".join(
             f'<li><button type="button" class="place" data-pick="slot" data-number="{number}">'
-            f'<span class="share">{share:.2%}</span> <q>{esc(excerpt(visit, number, 24)[1])}</q></button></li>'
+            f'<span class="share">{share:.2%}</span> <q>{esc(excerpt(visit, number, 24)[1].strip())}</q></button></li>'
             for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if share > 0
         )
@@ -200,10 +200,12 @@ def excerpt(visit: Visit, number: int, least: int = 0) -> tuple[str, str, str]:
     looking = visit.looking
     one = looking.slots[number]
     end = max(one.end, min(one.start + least, len(looking.text)))
-    return (
-        looking.text[max(0, one.start - AROUND) : one.start], looking.text[one.start : end],
-        looking.text[end : end + AROUND],
-    )  # fmt: skip
+    before, after = looking.text[max(0, one.start - AROUND) : one.start], looking.text[end : end + AROUND]
+    if one.start > AROUND:  # from a whole word on, to a whole word
+        before = before.partition(" ")[2] or before
+    if end + AROUND < len(looking.text):
+        after = after.rpartition(" ")[0] or after
+    return before, looking.text[one.start : end], after
 
 
 def chosen_slot(visit: Visit, mass: Tensor | None) -> str:

@@ -95,9 +95,11 @@ def inside_page(tab: gr.Tab, i18n: gr.I18n) -> InsidePage:
                 max_length=2000, elem_id="inside-question",
             )  # fmt: skip
             with gr.Row(elem_classes="actions"):
-                recall = gr.Button(i18n("inside.recall"), variant="primary", min_width=120, elem_id="inside-recall")
+                recall = gr.Button(
+                    i18n("inside.recall"), variant="primary", scale=3, min_width=120, elem_id="inside-recall"
+                )
                 stop = gr.Button(
-                    i18n("inside.stop"), variant="stop", min_width=70, interactive=False, elem_id="inside-stop"
+                    i18n("inside.stop"), variant="stop", scale=1, min_width=70, interactive=False, elem_id="inside-stop"
                 )
             clues = gr.HTML(js_on_load=ON_PICK, elem_id="inside-clues", **plain)
             plot = gr.Plot(show_label=False, visible=False, elem_id="inside-map")
