@@ -39,7 +39,8 @@ REPEAT = "Repeat the text word for word, from here on."
 # a piece of a word counts too: scripts without spaces would make one word of a whole page
 _PIECE = re.compile(r"\S{1,20}")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？\n])\s+")
-_WORD = re.compile(r"\w+")
+# in Chinese and Japanese each sign counts as a word
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 
 # --- slots -----------------------------------------------------------------------------------------------------------
@@ -169,24 +170,22 @@ class Losses:
 def losses(model: MemoryModel, memory: DocumentMemory, text: str) -> Iterator[Losses]:
     """Reads a text again, window by window, and compares three ways to know what came before.
 
-    The model's turn is held for a window at a time; closing the generator ends it.
+    The model's turn is held for one pass over a window at a time; closing the generator ends it.
     """
     ids = model.encode(text)[0]
     full = Row() if len(ids) <= model.max_positions else None
     held = 0
     for start, stop in windows(len(ids), memory.window):
         part = torch.tensor([ids[start:stop]], device=model.device)
-        with inference(model):
-            keys, values = memory.keys[:, None, :, :held], memory.values[:, None, :, :held]
-            slots = model.slots(keys, values) if held else None
-            found = [_loss(model, part, row) if row else None for row in (Row(slots), Row(), full)]
+        slots = model.slots(memory.keys[:, None, :, :held], memory.values[:, None, :, :held]) if held else None
+        found = [_loss(model, part, row) if row else None for row in (Row(slots), Row(), full)]
         held += -(-(stop - start) // memory.ratio)
         yield Losses(start + 1, *found)  # type: ignore[arg-type]
 
 
 def _loss(model: MemoryModel, ids: Tensor, row: Row) -> Tensor:
     """-log p of the tokens of a window (1, l) but the first, read behind what is in the row. (l - 1,)"""
-    with model.recalling([row]):
+    with inference(model), model.recalling([row]):
         hidden = run(model.model, model.model.get_input_embeddings()(ids), [row])
         return model.surprise(hidden[:, :-1], ids[:, 1:])[0].cpu()
 
@@ -211,11 +210,16 @@ def part_prompt(text: str, part: Part, memory: Composed, max_tokens: int) -> tup
     return Prompt(messages, max_tokens, prefix=f'"{cue}', slots=memory.slots), at
 
 
+def words(text: str) -> list[re.Match[str]]:
+    """The words of a text."""
+    return list(_WORD.finditer(text))
+
+
 def in_common(one: str, other: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The words that two texts have in common, in the same order: their characters in each."""
-    a, b = list(_WORD.finditer(one)), list(_WORD.finditer(other))
-    words = [[match[0].casefold() for match in found] for found in (a, b)]
-    blocks = SequenceMatcher(None, *words, autojunk=False).get_matching_blocks()
+    a, b = words(one), words(other)
+    folded = [[match[0].casefold() for match in found] for found in (a, b)]
+    blocks = SequenceMatcher(None, *folded, autojunk=False).get_matching_blocks()
     return (
         [a[block.a + i].span() for block in blocks for i in range(block.size)],
         [b[block.b + i].span() for block in blocks for i in range(block.size)],

@@ -206,6 +206,8 @@ def test_words_in_common_are_those_in_the_same_order():
     assert [one[a:b].casefold() for a, b in mine] == ["mill", "stood", "here"]
     assert [other[a:b].casefold() for a, b in theirs] == ["mill", "stood", "here"]
     assert inside.in_common("", other) == ([], [])
+    chinese = inside.in_common("磨坊在河边", "河边的磨坊")[0]
+    assert ["磨坊在河边"[a:b] for a, b in chinese] in (["磨", "坊"], ["河", "边"])
 
 
 @pytest.mark.parametrize("slots", [1, 7, 120, 1000])

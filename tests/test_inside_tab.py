@@ -57,7 +57,8 @@ def test_a_document_is_shown_with_its_slots_and_what_they_take(visitor):
 
 def test_a_clue_is_recalled_and_a_token_a_cell_and_a_slot_are_chosen(visitor):
     shown, looking = recall(visitor), visitor.visit.looking
-    assert "data-pick" in shown and looking.recalled and not looking.running and looking.error is None
+    assert "data-pick" in shown and looking.coming and looking.recalled
+    assert not looking.running and looking.error is None
     clue = next(i for i, one in enumerate(looking.recalled) if len(one.tokens) > 2)
     token = inside_html.STRIDE * clue + 2
     assert "plotly" in pick(visitor, pick="token", number=token) and (looking.clue, looking.token) == (clue, 2)
@@ -67,7 +68,8 @@ def test_a_clue_is_recalled_and_a_token_a_cell_and_a_slot_are_chosen(visitor):
     assert looking.slot >= 0 and "Layer" in shown and f"Slot {looking.slot + 1} of" in shown
     slot = looking.slot
     assert "plotly" in pick(visitor, pick="slot", number=slot) and looking.slot == -1  # again: none
-    pick(visitor, pick="slot", number=7)
+    pick(visitor, pick="place", number=7)
+    pick(visitor, pick="place", number=7)
     assert looking.slot == 7 and "stretch chosen" in inside_html.text(visitor.visit)
     pick(visitor, pick="clue", number=clue)
     assert looking.token == -1
@@ -84,7 +86,7 @@ def test_an_empty_question_is_the_last_one_asked(visitor):
 def test_losses_are_measured_window_by_window(visitor):
     visitor.call("measure_inside")
     shown, looking = visitor.watch("watch_inside"), visitor.visit.looking
-    assert "plotly" in shown and "with the full text" in shown and "Lower is better" in shown
+    assert looking.read == 1 and "plotly" in shown and "with the full text" in shown and "Lower is better" in shown
     assert sum(len(one.memory) + 1 for one in looking.losses) == len(looking.text)  # a byte is a token
 
 
@@ -183,6 +185,10 @@ def test_nothing_of_a_document_or_a_model_becomes_html():
     looking.composed = SimpleNamespace(documents=("d",), owners=torch.tensor([0, 0]))
     looking.given = looking.said = looking.real = HOSTILE
     looking.asked, looking.error = 0, EmptyDocument(HOSTILE)
+    coming = Looking(visit.session)
+    coming.running, coming.coming = "recall", (Clue(HOSTILE, "span"),)
+    html = Tags(inside_html.clues(SimpleNamespace(looking=coming, language="en")))
+    assert html.text == "quote " + HOSTILE and not {"script", "img"} & set(html.tags)
     for draw in (
         inside_html.text, inside_html.clues, inside_html.slot, inside_html.page, inside_html.status,
         inside_html.losses_note,

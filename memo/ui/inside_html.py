@@ -30,7 +30,10 @@ def status(visit: Visit) -> str:
         return notice("error", say(language, looking.refused))
     if looking.error is not None:
         return notice("error", tell(language, looking.error))
-    return notice("busy", say(language, f"inside.running.{looking.running}")) if looking.running else ""
+    if not looking.running:
+        return ""
+    percent = int(100 * looking.read)
+    return notice("busy", say(language, f"inside.running.{looking.running}", percent=percent))
 
 
 # --- the text --------------------------------------------------------------------------------------------------------
@@ -144,7 +147,12 @@ def clues(visit: Visit) -> str:
     looking, language = visit.looking, visit.language
     if not looking.recalled:
         if looking.running == "recall":
-            return ""
+            items = "".join(
+                f'<li><span class="kind">{esc(say(language, f"kind.{clue.kind}"))}</span> '
+                f'<span class="said">{esc(clue.text)}</span></li>'
+                for clue in looking.coming
+            )
+            return f'<ul class="recalled">{items}</ul>'
         return empty(visit, "inside.clues.none" if looking.question else "inside.clues.empty")
     items = "".join(clue(visit, number, found) for number, found in enumerate(looking.recalled))
     hint = esc(say(language, "inside.clues.hint"))
@@ -183,7 +191,7 @@ def slot(visit: Visit) -> str:
         strength[0] = 0
         best = strength.topk(min(STRONGEST, len(strength)))
         items = "".join(
-            f'<li><button type="button" class="place" data-pick="slot" data-number="{number}">'
+            f'<li><button type="button" class="place" data-pick="place" data-number="{number}">'
             f'<span class="share">{share:.2%}</span> <q>{esc(excerpt(visit, number, 24)[1].strip())}</q></button></li>'
             for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if share > 0
@@ -265,10 +273,10 @@ def page(visit: Visit) -> str:
         return empty(visit, "inside.empty")
     if looking.asked < 0:
         return f'<p class="hint">{esc(say(language, "inside.page.which", part=name_of(visit, looking.part)))}</p>'
-    from memo.inside import in_common
+    from memo.inside import in_common, words
 
     mine, theirs = in_common(looking.said, looking.real)
-    count = len(looking.said.split())
+    count = len(words(looking.said))
     told = say(
         language, "inside.page.common", part=name_of(visit, looking.asked), common=len(mine), words=count
     )  # fmt: skip

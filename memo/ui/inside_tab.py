@@ -73,6 +73,8 @@ class InsideTab:
                 case "part":
                     looking.choose_part(number)
                 case "slot":
+                    looking.choose_slot(number, again=True)
+                case "place":
                     looking.choose_slot(number)
                 case "clue":
                     looking.choose_clue(number, -1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from memo.documents import Page
+    from memo.events import Clue
     from memo.inside import Losses, Part, Recalled, Slot
     from memo.memory import Composed, DocumentMemory
 
@@ -53,6 +54,7 @@ class Looking:
         self.recalled: list[Recalled] = []
         self.composed: Composed | None = None  # the memory that was recalled from
         self.clue, self.token = 0, -1  # of `recalled`, and of its tokens; -1: all of them
+        self.coming: tuple[Clue, ...] = ()  # clues while they are recalled
         self.losses: list[Losses] = []
         self.asked = -1  # the part that was recalled, by its place in `parts`
         self.given, self.said, self.real = "", "", ""  # its first words, what was recalled of the rest, and the rest
@@ -94,11 +96,11 @@ class Looking:
             self.part = part
             self.touch("text", "page")
 
-    def choose_slot(self, slot: int) -> None:
-        """Looks at a slot, and opens the text where it stands; the same one again: at none."""
+    def choose_slot(self, slot: int, again: bool = False) -> None:
+        """Looks at a slot, and opens the text where it stands. again: at none, if it is the one looked at."""
         if not 0 <= slot < len(self.slots):
             return
-        self.slot = -1 if slot == self.slot else slot
+        self.slot = -1 if again and slot == self.slot else slot
         start = self.slots[slot].start
         self.part = max((i for i, part in enumerate(self.parts) if part.start <= start), default=0)
         self.touch("text", "map", "page")
@@ -109,7 +111,6 @@ class Looking:
 
         mass = self.mass()
         if mass is not None and 0 <= layer < len(mass) and 0 <= column < len(plots_inside.columns(mass.shape[1])):
-            self.slot = -1
             self.choose_slot(plots_inside.peak(mass, column, layer))
 
     def choose_clue(self, clue: int, token: int) -> None:
@@ -126,11 +127,19 @@ class Looking:
         mass = self.recalled[self.clue].mass(self.token)
         return None if mass is None else of_document(mass, self.composed, self.document)
 
+    @property
+    def read(self) -> float:
+        """The share of the text whose losses are measured."""
+        if not self.losses or self.memory is None:
+            return 0.0
+        return (self.losses[-1].first + len(self.losses[-1].memory)) / self.memory.tokens
+
     # --- work ---
 
     def recall(self, question: str) -> None:
         """Recalls clues for a question, from all documents, as Ask does."""
         self.recalled, self.composed, self.question, self.clue, self.token = [], None, question, 0, -1
+        self.coming = ()
         self._begin("recall", self._recall, "clues", "map", "text")
 
     def measure(self) -> None:
@@ -168,12 +177,20 @@ class Looking:
 
         rag = self.session.rag
         composed = rag.library.memory(rag.models.memory_model()).compose((self.document,))
-        streams = self._write(stop, clues.prompts(self.question, composed, rag.settings.clue_tokens))
-        found = inside.recalled(streams, self.question, composed)
+        question = self.question
+
+        def show(streams: dict) -> None:
+            coming = clues.collect(streams, question, None)
+            if stop is self._stop and coming != self.coming:
+                self.coming = coming
+                self.touch("clues")
+
+        streams = self._write(stop, clues.prompts(question, composed, rag.settings.clue_tokens), show)
+        found = inside.recalled(streams, question, composed)
         if stop is self._stop:
             self.recalled, self.composed = found, composed
 
-    def _write(self, stop: AskStop, prompts: dict, each: Callable[[dict], None] = lambda streams: None) -> dict:
+    def _write(self, stop: AskStop, prompts: dict, each: Callable[[dict], None]) -> dict:
         """Streams of the memory model, by the names of their prompts, to their end or to the wish to stop."""
         from memo.generate import LocalGenerator
 
@@ -200,7 +217,7 @@ class Looking:
             if stop.wanted():
                 return
             losses.append(found)  # the list it began with: there is another one after `clear`
-            self.touch("losses")
+            self.touch("losses", "status")
 
     def _remember(self, stop: AskStop) -> None:
         from memo import inside
