@@ -26,6 +26,7 @@ from memo.ui.api import Api
 from memo.ui.ask import EVERY, AskPage
 from memo.ui.decoder_tab import DecoderTab
 from memo.ui.draw import Drawn
+from memo.ui.inside_tab import InsideTab
 from memo.ui.layout import i18n, page
 from memo.ui.texts import ASSETS, language_of, say
 from memo.ui.theme import theme
@@ -115,6 +116,7 @@ def build(settings: Settings, sessions: Sessions, warmup: Warmup | None = None) 
         ask.wire()
         tab = DecoderTab(ask)
         tab.wire()
+        InsideTab(ask).wire()
         Visitors(settings, sessions, ask, tab).wire(demo)
     return demo.queue(max_size=32, default_concurrency_limit=8, api_open=False)
 

@@ -1,4 +1,4 @@
-"""The page's components: in the tab Ask documents, question, clues, passages, answers, conversation; the other tab.
+"""The page's components: in the tab Ask documents, question, clues, passages, answers, conversation; the other tabs.
 
 In: settings and examples. Out: `Page`, whose fields the handlers in `memo.ui.ask` read and write.
 """
@@ -18,6 +18,7 @@ from memo.names import NAMES
 from memo.settings import Settings
 from memo.ui.decoder_layout import DecoderPage, decoder_page
 from memo.ui.decoding import ALPHA
+from memo.ui.inside_layout import InsidePage, inside_page
 from memo.ui.texts import ASSETS, LANGUAGES, table
 
 CLUES = LINES * len(KINDS) + NAMES  # rows for clues
@@ -110,6 +111,7 @@ class Page:
     json: gr.Button
     export: gr.Textbox
     decoder: DecoderPage
+    inside: InsidePage
 
 
 def title(number: int, key: str) -> gr.HTML:
@@ -128,6 +130,8 @@ def page(settings: Settings, token: gr.State) -> Page:
             made |= asking(settings)
         with gr.Tab(i18n("tab.decoder"), id="decoder", elem_classes="page") as tab:
             made["decoder"] = decoder_page(tab, i18n)
+        with gr.Tab(i18n("tab.inside"), id="inside", elem_classes="page") as tab:
+            made["inside"] = inside_page(tab, i18n)
     made["privacy"] = gr.HTML(elem_id="privacy")
     return Page(**made)
 

@@ -24,6 +24,7 @@ from memo.train.recipe import Studying
 from memo.ui.board import Board
 from memo.ui.decoding import Decoding, usable
 from memo.ui.learning import Learning
+from memo.ui.looking import Looking
 
 INCOMING = "incoming"  # the folder of files that wait to be read, in the session's own
 WAITING = 2  # times as many files may wait as there may be documents
@@ -74,6 +75,7 @@ class Visit:
         self.ratio = session.settings.ratio
         self.alpha = 0.0  # the Memory Decoder's share in answers
         self.decoding, self.learning = Decoding(session), Learning(session)
+        self.looking = Looking(session)
         self.example = ""  # the example put in last, whose questions are suggested
         self._lock = threading.RLock()
         self._worker: threading.Thread | None = None
@@ -244,7 +246,8 @@ class Visit:
             self.session.forget(row.entry.id)
 
     def _unlearn(self, document: str = "") -> None:
-        """A decoder that learnt a document goes with it."""
+        """A decoder that learnt a document goes with it, and what was found inside its memory."""
+        self.looking.forget(document)
         if self.learning.forget(document):
             self.decoding.clear()
             self.mix(self.alpha)
