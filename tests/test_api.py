@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import base64
-import json
 from dataclasses import replace
 
 import pytest
@@ -115,10 +115,10 @@ def test_an_assistant_finds_the_same_as_tools(app):
             assert {"memorize", "ask", "compare", "documents", "forget"} <= {name.lstrip("_") for name in tools}
             by_name = {name.lstrip("_"): tool.name for name, tool in tools.items()}
 
-            async def call(name: str, **more: object) -> dict:
-                result = await session.call_tool(by_name[name], more)
+            async def call(tool: str, **more: object) -> dict:
+                result = await session.call_tool(by_name[tool], more)
                 assert not result.isError, result
-                return json.loads(result.content[0].text)
+                return ast.literal_eval(result.content[0].text)
 
             made = await call("memorize", text=tiny.TEXT, name="mill.txt", token="")
             answer = await call("ask", question="Who bought the mill?", token=made["token"], strategy="rag")

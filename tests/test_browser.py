@@ -325,7 +325,7 @@ def test_korean_from_the_browsers_language(open_page):
     page.locator("#ask").click()
     expect(page.get_by_text("먼저 질문을 입력하세요.")).to_be_visible()
     page.get_by_role("tab", name="메모리 디코더").click()
-    expect(page.locator("#decoder-which")).to_contain_text("아직 메모리 디코더가 없습니다")
+    expect(page.locator("#decoder-which")).to_contain_text("이 페이지에 포함된 디코더를 씁니다")
     page.locator("#train").click()
     expect(page.locator("#training")).to_contain_text("배울 글이 너무 적습니다")
 
