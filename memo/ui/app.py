@@ -26,6 +26,8 @@ from memo.ui.ask import EVERY, AskPage
 from memo.ui.decoder_tab import DecoderTab
 from memo.ui.draw import Drawn
 from memo.ui.layout import i18n, page
+from memo.ui.results_tab import ResultsTab
+from memo.ui.testing_tab import EvaluationTab
 from memo.ui.texts import ASSETS, language_of, say
 from memo.ui.theme import theme
 from memo.ui.tour import tour
@@ -113,6 +115,8 @@ def build(settings: Settings, sessions: Sessions, warmup: Warmup | None = None) 
         ask.wire()
         tab = DecoderTab(ask)
         tab.wire()
+        ResultsTab(ask).wire()
+        EvaluationTab(ask).wire()
         Visitors(settings, sessions, ask, tab).wire(demo)
     return demo.queue(max_size=32, default_concurrency_limit=8, api_open=False)
 

@@ -18,6 +18,7 @@ from memo.names import NAMES
 from memo.settings import Settings
 from memo.ui.decoder_layout import DecoderPage, decoder_page
 from memo.ui.decoding import ALPHA
+from memo.ui.results_layout import ResultsPage, results_page
 from memo.ui.texts import ASSETS, LANGUAGES, table
 
 CLUES = LINES * len(KINDS) + NAMES  # rows for clues
@@ -110,6 +111,7 @@ class Page:
     json: gr.Button
     export: gr.Textbox
     decoder: DecoderPage
+    results: ResultsPage
 
 
 def title(number: int, key: str) -> gr.HTML:
@@ -128,6 +130,8 @@ def page(settings: Settings, token: gr.State) -> Page:
             made |= asking(settings)
         with gr.Tab(i18n("tab.decoder"), id="decoder", elem_classes="page") as tab:
             made["decoder"] = decoder_page(tab, i18n)
+        with gr.Tab(i18n("tab.results"), id="results", elem_classes="page") as tab:
+            made["results"] = results_page(tab, i18n)
     made["privacy"] = gr.HTML(elem_id="privacy")
     return Page(**made)
 

@@ -1,6 +1,6 @@
 """A visitor's own questions: read from a CSV, answered one after the other, given back as a CSV.
 
-In: a file with the columns question and answers, a session. Out: `Question`s; `Testing`, whose rows fill up while a
+In: a file with the columns question and answers, a session. Out: `Question`s; `Evaluation`, whose rows fill up while a
 thread of its own works; a CSV in which nothing is a formula.
 """
 
@@ -132,7 +132,7 @@ def _plain(value: object) -> object:
     return value
 
 
-class Testing:
+class Evaluation:
     """One visitor's questions being answered."""
 
     def __init__(self, session: Session) -> None:
@@ -142,6 +142,7 @@ class Testing:
         self.done = 0  # questions
         self.running = False
         self.error: Exception | None = None
+        self.refused = ""  # the key of a text that says why it was not begun
         self.began = 0.0
         self._stop = AskStop(session)
 
@@ -149,6 +150,7 @@ class Testing:
         """Forgets questions and answers."""
         self._stop.all()
         self.questions, self.results, self.done, self.running, self.error = [], [], 0, False, None
+        self.refused = ""
 
     def begin(self, strategies: Sequence[str], alpha: float = 0.0) -> None:
         """Answers the questions in the background."""
