@@ -123,8 +123,12 @@ def figures(section: str, found: Mapping[str, Results]) -> list[Figure]:
         each = [plots.recall, plots.answers] if len(found) == 1 else []
         return [plots.difference(found), plots.ablation(found)] + [draw(r) for draw in each for r in found.values()]
     if section == "memory":
-        return [plots.by_ratio(r, value).update_layout(title=f"{name}: {title}", margin_t=60)
+        kept = [plots.by_ratio(r, value).update_layout(title=f"{name}: {title}", margin_t=60)
                 for name, r in found.items() for value, title in plots.VALUES.items()]  # fmt: skip
+        if main := found.get("memory"):  # the only file that is measured over more than ratios
+            kept += [draw(main) for draw in (plots.by_window, plots.by_length, plots.composition)]
+            kept += [plots.lookup(main, kind) for kind in ("passkey", "fact")]
+        return kept
     if section == "decoder":
         return [plots_decoder.perplexities(found)]
     if section == "speed":

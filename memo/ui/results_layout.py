@@ -15,7 +15,7 @@ from memo.ui.measured import SECTIONS, names
 from memo.ui.texts import ASSETS
 
 FOLDER = ASSETS / "results"
-PLOTS = 9  # the most that a section has
+PLOTS = 14  # the most that a section has
 
 
 @dataclass
