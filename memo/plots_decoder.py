@@ -65,11 +65,13 @@ def perplexities(domains: Mapping[str, Results]) -> Figure:
     """Bars of the perplexity of every way on the test texts, a group for each domain."""
     import plotly.graph_objects as go
 
-    figure = empty(420, "", "perplexity")
-    for way in dict.fromkeys(row["way"] for results in domains.values() for row in results["test"]):
+    figure = empty(560, "", "perplexity")
+    ways = dict.fromkeys(row["way"] for results in domains.values() for row in results["test"])
+    for number, way in enumerate(ways):
         rows = [(name, row["perplexity"]["mean"]) for name, results in domains.items() for row in results["test"]
                 if row["way"] == way]  # fmt: skip
-        figure.add_trace(go.Bar(name=way, x=[name for name, _ in rows], y=[mean for _, mean in rows]))
+        figure.add_trace(go.Bar(name=way, x=[name for name, _ in rows], y=[mean for _, mean in rows],
+                              marker_pattern_shape="/" if number > 5 else ""))  # there are more ways than colours
     figure.update_layout(barmode="group")
     figure.update_yaxes(type="log")
     return figure
