@@ -110,3 +110,23 @@ class DatastoreError(MemoError):
 
 class TrainingFailed(MemoError):
     """A training that cannot go on."""
+
+
+class QuestionsError(MemoError):
+    """A file of questions that cannot be used."""
+
+
+class EmptyQuestions(QuestionsError):
+    """No question in it."""
+
+
+class QuestionsTooLarge(QuestionsError):
+    """More bytes, or more questions, than are answered."""
+
+
+class QuestionsNotText(QuestionsError):
+    """Not text in UTF-8, or not CSV."""
+
+
+class NoQuestionColumn(QuestionsError):
+    """No column is named question."""

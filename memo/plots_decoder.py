@@ -1,15 +1,17 @@
 """The figures of the Memory Decoder.
 
-In: a token that was traced (`memo.trace`), and alpha. Out: plotly figures, which look like those of `memo.plots`.
+In: a token that was traced (`memo.trace`) and alpha, or `results` of decoder/*.json. Out: plotly figures, which look
+like those of `memo.plots`.
 """
 
 from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from memo.plots_style import BLUE, GREEN, ORANGE, empty
+from memo.plots_style import BLUE, GREEN, ORANGE, Results, empty
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -56,4 +58,20 @@ def candidates(token: Token, alpha: float, names: tuple[str, str, str] = ("LLM",
     figure.update_xaxes(range=[0, 1.18 * most], tickformat=".0%", nticks=5)
     ticks = [f"<b>{label(c.text)}</b>" if c.id == token.id else label(c.text) for c, _ in best]
     figure.update_yaxes(autorange="reversed", tickvals=list(range(len(best))), ticktext=ticks, showgrid=False)
+    return figure
+
+
+def perplexities(domains: Mapping[str, Results]) -> Figure:
+    """Bars of the perplexity of every way on the test texts, a group for each domain."""
+    import plotly.graph_objects as go
+
+    figure = empty(560, "", "perplexity")
+    ways = dict.fromkeys(row["way"] for results in domains.values() for row in results["test"])
+    for number, way in enumerate(ways):
+        rows = [(name, row["perplexity"]["mean"]) for name, results in domains.items() for row in results["test"]
+                if row["way"] == way]  # fmt: skip
+        figure.add_trace(go.Bar(name=way, x=[name for name, _ in rows], y=[mean for _, mean in rows],
+                              marker_pattern_shape="/" if number > 5 else ""))  # there are more ways than colours
+    figure.update_layout(barmode="group")
+    figure.update_yaxes(type="log")
     return figure

@@ -28,6 +28,8 @@ from memo.ui.decoder_tab import DecoderTab
 from memo.ui.draw import Drawn
 from memo.ui.inside_tab import InsideTab
 from memo.ui.layout import i18n, page
+from memo.ui.results_tab import ResultsTab
+from memo.ui.testing_tab import EvaluationTab
 from memo.ui.texts import ASSETS, language_of, say
 from memo.ui.theme import theme
 from memo.ui.tour import tour
@@ -117,6 +119,8 @@ def build(settings: Settings, sessions: Sessions, warmup: Warmup | None = None) 
         tab = DecoderTab(ask)
         tab.wire()
         InsideTab(ask).wire()
+        ResultsTab(ask).wire()
+        EvaluationTab(ask).wire()
         Visitors(settings, sessions, ask, tab).wire(demo)
     return demo.queue(max_size=32, default_concurrency_limit=8, api_open=False)
 

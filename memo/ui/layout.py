@@ -19,6 +19,7 @@ from memo.settings import Settings
 from memo.ui.decoder_layout import DecoderPage, decoder_page
 from memo.ui.decoding import ALPHA
 from memo.ui.inside_layout import InsidePage, inside_page
+from memo.ui.results_layout import ResultsPage, results_page
 from memo.ui.texts import ASSETS, LANGUAGES, table
 
 CLUES = LINES * len(KINDS) + NAMES  # rows for clues
@@ -112,6 +113,7 @@ class Page:
     export: gr.Textbox
     decoder: DecoderPage
     inside: InsidePage
+    results: ResultsPage
 
 
 def title(number: int, key: str) -> gr.HTML:
@@ -132,6 +134,8 @@ def page(settings: Settings, token: gr.State) -> Page:
             made["decoder"] = decoder_page(tab, i18n)
         with gr.Tab(i18n("tab.inside"), id="inside", elem_classes="page") as tab:
             made["inside"] = inside_page(tab, i18n)
+        with gr.Tab(i18n("tab.results"), id="results", elem_classes="page") as tab:
+            made["results"] = results_page(tab, i18n)
     made["privacy"] = gr.HTML(elem_id="privacy")
     return Page(**made)
 

@@ -25,6 +25,7 @@ from memo.ui.board import Board
 from memo.ui.decoding import Decoding, usable
 from memo.ui.learning import Learning
 from memo.ui.looking import Looking
+from memo.ui.questions import Evaluation
 
 INCOMING = "incoming"  # the folder of files that wait to be read, in the session's own
 WAITING = 2  # times as many files may wait as there may be documents
@@ -76,6 +77,7 @@ class Visit:
         self.alpha = 0.0  # the Memory Decoder's share in answers
         self.decoding, self.learning = Decoding(session), Learning(session)
         self.looking = Looking(session)
+        self.testing = Evaluation(session)
         self.example = ""  # the example put in last, whose questions are suggested
         self._lock = threading.RLock()
         self._worker: threading.Thread | None = None
@@ -277,6 +279,7 @@ class Visit:
         self.example = ""
         self._unlearn()
         self.decoding.clear()
+        self.testing.clear()
         self.new_conversation()
 
     def change_ratio(self, ratio: int) -> None:
