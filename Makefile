@@ -108,6 +108,7 @@ bench: $(BIN)/.tested  ## every measurement: make bench DATA=folder of question 
 	$(BIN)/memo evaluate memory --data $(DATA)/books --split valid --limit 8 --out $(RESULTS)/memory-trained.json
 	$(BIN)/memo evaluate study --texts assets/examples/minutes.md assets/examples/harrowmere.md --out $(RESULTS)/study.json
 	$(BIN)/memo evaluate speed --out $(RESULTS)/speed.json
+	$(BIN)/memo evaluate reliability --out $(RESULTS)/reliability.json
 	$(BIN)/memo evaluate report --results $(RESULTS)
 
 clean:

@@ -30,7 +30,7 @@ QUESTION = "When does the heat return?"
 
 @pytest.fixture(scope="module")
 def app(models, tmp_path_factory):
-    settings = replace(SMALL, data=tmp_path_factory.mktemp("browser") / "sessions", port=0)
+    settings = replace(SMALL, data=tmp_path_factory.mktemp("browser") / "sessions", port=0, memory_decoder="none")
     running = memo.ui.launch(settings, prevent_thread_lock=True, models=models)
     yield running
     running.close()
@@ -325,7 +325,7 @@ def test_korean_from_the_browsers_language(open_page):
     page.locator("#ask").click()
     expect(page.get_by_text("먼저 질문을 입력하세요.")).to_be_visible()
     page.get_by_role("tab", name="메모리 디코더").click()
-    expect(page.locator("#decoder-which")).to_contain_text("이 페이지에 포함된 디코더를 씁니다")
+    expect(page.locator("#decoder-which")).to_contain_text("아직 메모리 디코더가 없습니다")
     page.locator("#train").click()
     expect(page.locator("#training")).to_contain_text("배울 글이 너무 적습니다")
 
@@ -457,6 +457,7 @@ def test_nothing_keeps_anybody_out(open_page, scheme, width):
     for tab in page.get_by_role("tab").all()[1:]:
         tab.click()
         page.wait_for_timeout(500)  # the tab's own drawing
+        expect(page.locator("#results-panel .empty.large:visible")).to_have_count(0, timeout=LONG)
         check(tab.inner_text())
 
 

@@ -168,3 +168,13 @@ def test_a_decoder_with_a_router_is_known_without_loading_it(tmp_path):
 def test_the_answer_says_who_chose_the_share():
     said = "The Memory Decoder has a share of its own for every word in this answer."
     assert "router" in note("en", said) and "라우터" in note("ko", said)
+
+
+@pytest.mark.models
+def test_the_embedded_model_brings_a_decoder_with_a_router(models):
+    mixing = models.mixing()
+    assert mixing.best == ROUTED and 0 < mixing.alpha < 1 and mixing.one_head
+    generator = models.generator()
+    law = (("user", "Complete the sentence: The judgment of the district court is"),)
+    plain, routed = (write(generator, Prompt(law, 6, alpha=alpha, mixing=mixing)).text for alpha in (0.0, ROUTED))
+    assert plain and routed and plain == write(generator, Prompt(law, 6)).text

@@ -91,3 +91,8 @@ window.memoPassages = (() => {
     },
   };
 })();
+
+// Tables that scroll inside themselves are reached by keyboard.
+new MutationObserver(() => {
+  document.querySelectorAll('#results-tables table:not([tabindex])').forEach((table) => { table.tabIndex = 0; });
+}).observe(document.documentElement, {childList: true, subtree: true});
