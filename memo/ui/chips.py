@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from memo import decoder_file
+from memo.models import decoder_place, display_name
 from memo.ui.cards import notice, span
 from memo.ui.decoding import READ, decoder_of
 from memo.ui.marks import esc
@@ -39,8 +41,10 @@ def empty(visit: Visit, key: str) -> str:
 def which(visit: Visit) -> str:
     """Which decoder there is, or what to do about it that there is none."""
     kind = decoder_of(visit.session)
-    about = visit.learning.about
-    told = say(visit.language, f"decoder.which.{kind or 'none'}", documents=about.get("documents", 0))
+    about, settings = visit.learning.about, visit.session.settings
+    known = decoder_file.about(decoder_place(settings)) if kind == "shared" else {}
+    name = known.get("name") or display_name(decoder_place(settings)) if kind == "shared" else ""
+    told = say(visit.language, f"decoder.which.{kind or 'none'}", documents=about.get("documents", 0), name=name)
     return notice("ready" if kind in ("own", "shared") else "idle", told)
 
 
