@@ -64,7 +64,10 @@ class ResultsTab:
         expected = measured.SINGLE.get(section, () if files else (section,))
         missing = [say(language, "results.missing", name=name) for name in expected if name not in files]
         lines = [f'<p class="empty">{esc(line)}</p>' for line in missing]
-        lines += [f"<p><b>{esc(name)}</b> <code>{esc(files[name]['command'])}</code></p>" for name in found]
+        if found:
+            made = "".join(f"<p><b>{esc(name)}</b> <code>{esc(files[name]['command'])}</code></p>" for name in found)
+            title = esc(say(language, "results.commands", names=", ".join(found)))
+            lines.append(f"<details><summary>{title}</summary>{made}</details>")
         figures = measured.figures(section, found)
         tables = measured.tables(section, found) if found else ""
         return filters | {p.commands: "".join(lines), p.tables: tables} | self._plots(figures)
