@@ -77,6 +77,7 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
     memory.add_argument("--windows", default="256,512,1024,2048", metavar="A,B,…")
     memory.add_argument("--lengths", default="1024,4096,7680,16384,65536", metavar="A,B,…", help="tokens of text")
     memory.add_argument("--documents", default="1,2,4,8,16", metavar="A,B,…", help="composed together")
+    memory.add_argument("--lookup", type=at_least(256), default=2048, help="tokens that keys are hidden in (2048)")
     clues = command("clues", "measure what several memory weights recall for the same questions")
     clues.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE.jsonl", help="lessons")
     clues.add_argument("--weights", nargs="+", required=True, metavar="NAME=PATH",
@@ -217,7 +218,8 @@ def run_memory(chosen: argparse.Namespace) -> dict[str, Any]:
     models = Models(settings_of(chosen))
     results = memory.evaluate(
         texts, models.memory_model(), **several(chosen, "ratios", "windows", "lengths", "documents"),
-        seed=chosen.seed, limit=chosen.limit or None, rows=chosen.out.with_suffix(".rows.jsonl"), tell=tell,
+        lookup=chosen.lookup, seed=chosen.seed, limit=chosen.limit or None,
+        rows=chosen.out.with_suffix(".rows.jsonl"), tell=tell,
     )  # fmt: skip
     names = models.names()
     results["what"]["models"] = {name: names[name] for name in ("memory", "memory_weights")}

@@ -56,6 +56,7 @@ class Grid:
     ratio: int
     window: int
     length: int
+    lookup: int  # tokens of the texts that sentences are hidden in
 
     @property
     def lookup_ratios(self) -> list[int]:
@@ -99,7 +100,7 @@ def units(bench: Bench, grid: Grid, left_out: list[dict[str, Any]]) -> Iterator[
         yield f"composition with {name}", partial(composition, bench, index, tokens, grid.documents)
         if beside(bench, index, tokens, 1):
             yield f"removal of {name}", partial(removal, bench, index, tokens)
-    tokens = min(2048, grid.length)
+    tokens = min(grid.lookup, grid.length)
     for index, (name, _) in enumerate(bench.texts[: _texts(tokens * len(DEPTHS))]):
         for variant in range(len(DEPTHS)):
             work = partial(looking_up, bench, index, tokens, variant, grid.lookup_ratios)
@@ -119,13 +120,15 @@ def _is_longer(model: MemoryModel, text: str, tokens: int) -> bool:
 def evaluate(
     texts: list[tuple[str, str]], model: MemoryModel, *, ratios: Sequence[int] = (2, 4, 8, 16, 32, 64),
     windows: Sequence[int] = (256, 512, 1024, 2048), lengths: Sequence[int] = (1024, 4096, 7680, 16384, 65536),
-    documents: Sequence[int] = (1, 2, 4, 8, 16), ratio: int = 8, window: int = 512, length: int = 4096, seed: int = 0,
+    documents: Sequence[int] = (1, 2, 4, 8, 16), ratio: int = 8, window: int = 512, length: int = 4096,
+    lookup: int = 2048, seed: int = 0,
     limit: int | None = None, rows: Path | None = None, tell: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures everything that `rows` does not hold yet; returns the summary of all.
 
     texts: (name, text); `limit` of those that are long enough are drawn (8 if None). ratio, window, length: the base,
-    where one is not in its list the middle of that. tell: progress, a dict for each unit of work.
+    where one is not in its list the middle of that. lookup: tokens of the texts that sentences are hidden in. tell:
+    progress, a dict for each unit of work.
 
     Raises:
         NothingToAsk: no text is long enough for the base.
@@ -139,7 +142,8 @@ def evaluate(
             raise SettingsError(f"The {name} are {list(values)}.", f"Give at least one, from {least} up.")
     ratios, windows, lengths, documents = (sorted({*values}) for values in (ratios, windows, lengths, documents))
     grid = Grid(
-        ratios, windows, lengths, documents, _base(ratios, ratio), _base(windows, window), _base(lengths, length)
+        ratios, windows, lengths, documents, _base(ratios, ratio), _base(windows, window), _base(lengths, length),
+        lookup,
     )
     shuffled = random.Random(seed).sample(texts, len(texts))
     chosen = list(islice((one for one in shuffled if _is_longer(model, one[1], grid.length)), limit or TEXTS))
@@ -148,7 +152,7 @@ def evaluate(
     what = {
         "model": model.fingerprint, "weights": model.weights_fingerprint, "dtype": str(model.model.dtype),
         "texts": [name for name, _ in chosen], "seed": seed,
-        "base": {"ratio": grid.ratio, "window": grid.window, "tokens": grid.length},
+        "base": {"ratio": grid.ratio, "window": grid.window, "tokens": grid.length}, "lookup": grid.lookup,
         "ratios": ratios, "windows": windows, "lengths": lengths, "documents": documents,
     }  # fmt: skip
     content = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
