@@ -40,7 +40,7 @@ NEEDED = {  # what `results` of a file has at least
     "speed": ("what", "memorize", "first_clue", "bytes", "load", "exponent", "compare", "search", "visitors", "peak"),
 }  # fmt: skip
 SINGLE = {  # file -> its kind
-    "memory": "memory", "memory-trained": "memory", "clues": "clues", "study": "study",
+    "memory": "memory", "memory-trained": "memory", "memory-8k": "memory", "clues": "clues", "study": "study",
     "downstream": "downstream", "speed": "speed", "reliability": "reliability",
 }  # fmt: skip
 SEVERAL = ("qa", "decoder")  # folders of files, each of the kind that the folder is named after
@@ -95,6 +95,7 @@ def report(folder: Path, out: Path) -> None:
         parts += ["## Retrieval and answers", "Not measured: there is no file in `qa/`."]
     parts += kept(memory) if memory else ["## The memory", "Not measured: there is no `memory.json`."]
     parts += ["## The trained memory", *kept(single["memory-trained"])[1:]] if single["memory-trained"] else []
+    parts += ["## The trained memory of 8,192 tokens", *kept(single["memory-8k"])[1:]] if single["memory-8k"] else []
     parts += recalled(single["clues"]) if single["clues"] else []
     parts += studied(single["study"]) if single["study"] else []
     parts += decoders(domains)
