@@ -191,8 +191,7 @@ def run_memorize(arguments: argparse.Namespace) -> int:
     from memo.pipeline import MemoRAG, Models
 
     settings = from_environment()
-    limits = {"max_bytes": settings.max_file_mb << 20, "max_pages": settings.max_pages}
-    documents = [read_document(path, **limits) for path in arguments.files]
+    documents = [read_document(path, **settings.file_limits) for path in arguments.files]
     models, ratio = Models(settings), arguments.ratio or settings.ratio
     model = models.memory_model()
     for document in documents:

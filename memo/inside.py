@@ -25,7 +25,7 @@ from memo.errors import UnknownDocument
 from memo.events import Clue
 from memo.generate import Prompt
 from memo.memory import inference
-from memo.placement import windows
+from memo.placement import slot_count, windows
 
 if TYPE_CHECKING:
     from memo.documents import Page
@@ -61,7 +61,7 @@ def slots_of(memory: DocumentMemory, offsets: Sequence[tuple[int, int]]) -> list
     A slot's characters begin at its token. Only those of the first slot of a window begin with the window: which of
     their tokens it sits at is not kept, and known only where there is but one, or where the window begins the text.
     """
-    counts = (-(-(stop - start) // memory.ratio) for start, stop in windows(memory.tokens, memory.window))
+    counts = (slot_count(stop - start, memory.ratio) for start, stop in windows(memory.tokens, memory.window))
     firsts = set(accumulate(counts))
     begins = [start for start, _ in offsets]
     slots = []
@@ -179,7 +179,7 @@ def losses(model: MemoryModel, memory: DocumentMemory, text: str) -> Iterator[Lo
         part = torch.tensor([ids[start:stop]], device=model.device)
         slots = model.slots(memory.keys[:, None, :, :held], memory.values[:, None, :, :held]) if held else None
         found = [_loss(model, part, row) if row else None for row in (Row(slots), Row(), full)]
-        held += -(-(stop - start) // memory.ratio)
+        held += slot_count(stop - start, memory.ratio)
         yield Losses(start + 1, *found)  # type: ignore[arg-type]
 
 

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from memo.attention import MemoryWeights, Row, Slots, beside, memory_projections, rotate, run
 from memo.errors import MemoryTooLong, SettingsError, UnknownDocument, WrongModel
 from memo.models import fingerprint, untrusted
-from memo.placement import as_numbers, place, slot_spans, surprisal, windows
+from memo.placement import as_numbers, place, slot_count, slot_spans, surprisal, windows
 from memo.turn import Turn
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class MemoryModel:
             raise SettingsError(told, "Lower MEMO_WINDOW.")
         for beta in (ratio, *(r for r in RATIOS if r > ratio)):
             # every window has ceil(l / beta) slots
-            if -(-tokens // window) * -(-window // beta) <= self.capacity(window):
+            if -(-tokens // window) * slot_count(window, beta) <= self.capacity(window):
                 return beta
         limit = self.capacity(window) // -(-window // RATIOS[-1]) * window
         raise MemoryTooLong(
@@ -176,7 +176,7 @@ class MemoryModel:
         held = after.slots if after else 0
         beta = ratio if after else self.fitting_ratio(len(ids), ratio, window)
         cuts = windows(len(ids), window)
-        if held + sum(-(-(stop - start) // beta) for start, stop in cuts) > self.capacity(window):
+        if held + sum(slot_count(stop - start, beta) for start, stop in cuts) > self.capacity(window):
             raise MemoryTooLong("The memory that is to be continued is full.", "Memorize the new text as a document.")
         shift = int(after.spans[-1, 1]) if after else 0
         slots = self.slots(after.keys[:, None], after.values[:, None]) if after else None
@@ -223,7 +223,7 @@ class MemoryModel:
             surprise = torch.cat([start[:, None], self.surprise(hidden[:, :-1], ids[:, 1:])], dim=1)  # (B, l)
             next_logits = self.logits(hidden[:, -1])
         worth = as_numbers(surprise.detach(), self.digits[ids])
-        places = place(worth, -(-ids.shape[1] // ratio))  # (B, k)
+        places = place(worth, slot_count(ids.shape[1], ratio))  # (B, k)
         with memory_projections(self.model, self.weights):
             at = embeddings.gather(1, places[:, :, None].expand(-1, -1, embeddings.shape[2]))  # (B, k, E)
             inputs = (at + self.weights.vector).to(at.dtype)

@@ -110,7 +110,7 @@ class MemoRAG:
         """A file as a document, within the limits of the settings. Raises a DocumentError."""
         from memo.documents import read_document
 
-        return read_document(path, max_bytes=self.settings.max_file_mb << 20, max_pages=self.settings.max_pages)
+        return read_document(path, **self.settings.file_limits)
 
     def _memorize(self, document: Document, ratio: int, stop: Stop) -> Iterator[DocumentProgress]:
         from memo.memory import DocumentMemory, Reading

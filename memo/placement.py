@@ -30,6 +30,11 @@ def windows(tokens: int, window: int) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends, strict=False))
 
 
+def slot_count(tokens: int, ratio: int) -> int:
+    """How many memory tokens a window of so many tokens has: one for each `ratio` of them or a part of it."""
+    return -(-tokens // ratio)
+
+
 def surprisal(logits: Tensor, ids: Tensor) -> Tensor:
     """-log p(x_i) for logits (T, V) that predict ids (T,). (T,), nats."""
     return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")

@@ -65,6 +65,11 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 7860
 
+    @property
+    def file_limits(self) -> dict[str, int]:
+        """What `documents.read_document` takes of these settings."""
+        return {"max_bytes": self.max_file_mb << 20, "max_pages": self.max_pages}
+
 
 PRESETS: dict[str, dict[str, str]] = {
     "embedded": {},

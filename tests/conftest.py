@@ -61,20 +61,27 @@ def tiny_folder(tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("model") / "tiny-llama")
 
 
+# settings that suit it
+TINY = {"dtype": "float32", "window": 64, "ratio": 4, "passage_tokens": 60, "context_tokens": 200, "clue_tokens": 20,
+        "answer_tokens": 12, "device": "cpu"}  # fmt: skip
+
+
 @pytest.fixture
 def tiny_settings(settings_for, tiny_folder):
-    return settings_for(
-        memory_model=str(tiny_folder), dtype="float32", window=64, ratio=4, passage_tokens=60, context_tokens=200,
-        clue_tokens=20, answer_tokens=12, device="cpu",
-    )  # fmt: skip
+    return settings_for(memory_model=str(tiny_folder), **TINY)
+
+
+def counting_words(settings):
+    """`Models` of these settings with an embedder of word counts."""
+    made = Models(settings)
+    made.__dict__["_embedder"] = tiny.Embedder()
+    return made
 
 
 @pytest.fixture
 def tiny_models(tiny_settings):
     """`Models` of a tiny random model and an embedder of word counts."""
-    made = Models(tiny_settings)
-    made.__dict__["_embedder"] = tiny.Embedder()
-    return made
+    return counting_words(tiny_settings)
 
 
 @pytest.fixture

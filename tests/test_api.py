@@ -9,27 +9,22 @@ from dataclasses import replace
 
 import pytest
 import tiny
-from conftest import SMALL
+from conftest import SMALL, TINY, counting_words
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 
 import memo.ui
-from memo.models import Models
 
 NAMES = {"/memorize", "/memorize_file", "/ask", "/compare", "/documents", "/forget"}
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory, tiny_folder):
-    settings = replace(
-        SMALL, data=tmp_path_factory.mktemp("api") / "sessions", port=0, memory_model=str(tiny_folder), device="cpu",
-        dtype="float32", window=64, ratio=4, passage_tokens=60, context_tokens=200, clue_tokens=20, answer_tokens=12,
-    )  # fmt: skip
-    models = Models(settings)
-    models.__dict__["_embedder"] = tiny.Embedder()
-    running = memo.ui.launch(settings, prevent_thread_lock=True, models=models)
+    data = tmp_path_factory.mktemp("api") / "sessions"
+    settings = replace(SMALL, data=data, port=0, memory_model=str(tiny_folder), **TINY)
+    running = memo.ui.launch(settings, prevent_thread_lock=True, models=counting_words(settings))
     yield running
     running.close()
 

@@ -14,11 +14,11 @@ import httpx
 import pytest
 import tiny
 import torch
+from conftest import TINY, counting_words
 
 import memo.ui
 from memo.errors import DamagedMemory, EmptyDocument, ModelError, SettingsError
 from memo.events import Answer, Citation, Clue, Found, Source
-from memo.pipeline import Models
 from memo.settings import Settings
 from memo.trace import Candidate, Neighbour, Token
 from memo.train.recipe import Distilling, Studying
@@ -188,13 +188,10 @@ def test_the_export_has_everything():
 def app(tmp_path_factory, tiny_folder):
     """The app with a tiny random model."""
     settings = Settings(
-        memory_model=str(tiny_folder), dtype="float32", window=64, ratio=4, passage_tokens=60, context_tokens=200,
-        clue_tokens=12, answer_tokens=12, device="cpu", max_file_mb=1, max_documents=3, max_tokens=3000, port=0,
-        data=tmp_path_factory.mktemp("app") / "sessions",
+        memory_model=str(tiny_folder), **TINY | {"clue_tokens": 12}, max_file_mb=1, max_documents=3, max_tokens=3000,
+        port=0, data=tmp_path_factory.mktemp("app") / "sessions",
     )  # fmt: skip
-    models = Models(settings)
-    models.__dict__["_embedder"] = tiny.Embedder()
-    running = memo.ui.launch(settings, prevent_thread_lock=True, models=models)
+    running = memo.ui.launch(settings, prevent_thread_lock=True, models=counting_words(settings))
     yield running
     running.close()
 
@@ -759,16 +756,24 @@ from memo.sessions import Sessions
 from memo.settings import Settings
 from memo.ui import app
 tabs = []
-app.DecoderTab.wire, wire = lambda tab: (tabs.append(tab), wire(tab)), app.DecoderTab.wire
+app.{tab}.wire, wire = lambda tab: (tabs.append(tab), wire(tab)), app.{tab}.wire
 sessions = Sessions(Settings(data=Path(sys.argv[1])))
 app.build(sessions.settings, sessions)
 visit = app.Visit(sessions.open(), "en")
-tabs[0].ask.draw(visit, app.Drawn()), tabs[0].draw(visit), tabs[0].fitting(visit)
+tab, = tabs
+{draw}
 print([name for name in ("torch", "transformers", "faiss", "plotly") if name in sys.modules])
 """
 
 
+def imported_by_drawing(folder, tab, draw):
+    """Which of the models' libraries a process has imported that has drawn a tab of a new page; as text."""
+    script = OPENED.format(tab=tab, draw=draw)
+    found = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    return found.stdout.strip().splitlines()[-1]
+
+
 def test_a_page_is_drawn_without_waiting_for_the_models_libraries(tmp_path):
     """They are loaded in the background; a click before the page is drawn is lost."""
-    found = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert found.stdout.strip().splitlines()[-1] == "[]"
+    draw = "tab.ask.draw(visit, app.Drawn()), tab.draw(visit), tab.fitting(visit)"
+    assert imported_by_drawing(tmp_path, "DecoderTab", draw) == "[]"

@@ -1,13 +1,21 @@
 """The tab Inside the memory over HTTP with tiny models: what it shows, what it refuses, that visitors are apart."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
-from test_app import HARMLESS, HOSTILE, SECRET, Tags, Visitor, app, visit_with, visitors  # noqa: F401 (fixtures)
+from test_app import (  # noqa: F401 (fixtures)
+    HARMLESS,
+    HOSTILE,
+    SECRET,
+    Tags,
+    Visitor,
+    app,
+    imported_by_drawing,
+    visit_with,
+    visitors,
+)
 
 from memo import inside
 from memo.errors import EmptyDocument
@@ -197,26 +205,9 @@ def test_nothing_of_a_document_or_a_model_becomes_html():
         assert not {"script", "img"} & set(html.tags) and "onerror" not in html.attributes, draw.__name__
 
 
-OPENED = """
-import sys
-from pathlib import Path
-from memo.sessions import Sessions
-from memo.settings import Settings
-from memo.ui import app
-from memo.ui.looking import PARTS
-tabs = []
-app.InsideTab.wire, wire = lambda tab: (tabs.append(tab), wire(tab)), app.InsideTab.wire
-sessions = Sessions(Settings(data=Path(sys.argv[1])))
-app.build(sessions.settings, sessions)
-visit = app.Visit(sessions.open(), "ko")
-tabs[0].draw(visit, PARTS)
-print([name for name in ("torch", "transformers", "faiss", "plotly") if name in sys.modules])
-"""
-
-
 def test_the_empty_tab_is_drawn_without_the_models_libraries(tmp_path):
-    found = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert found.stdout.strip().splitlines()[-1] == "[]"
+    draw = "from memo.ui.looking import PARTS\ntab.draw(visit, PARTS)"
+    assert imported_by_drawing(tmp_path, "InsideTab", draw) == "[]"
 
 
 def test_what_was_begun_before_everything_was_forgotten_leaves_nothing(tiny_rag):

@@ -14,7 +14,7 @@ import random
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from memo.documents import read_bytes
@@ -48,12 +48,12 @@ def pdf() -> bytes:
     return out + head + table + b"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
 
 
-def archive(members: dict[str, str]) -> bytes:
-    """A zip of texts."""
+def archive(members: Mapping[str, str | bytes]) -> bytes:
+    """A zip."""
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, text in members.items():
-            file.writestr(name, text)
+        for name, content in members.items():
+            file.writestr(name, content)
     return held.getvalue()
 
 
@@ -147,11 +147,7 @@ def broken(data: bytes, draw: random.Random) -> bytes:
             members = {name: file.read(name) for name in file.namelist()}
         name = draw.choice([name for name, content in members.items() if content])
         members[name] = draw.choice(BREAKS)(members[name], draw)
-        held = io.BytesIO()
-        with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as file:
-            for one, content in members.items():
-                file.writestr(one, content)
-        return held.getvalue()
+        return archive(members)
     for _ in range(draw.choice((1, 1, 2))):
         data = draw.choice(BREAKS)(data, draw) or b"\x00"
     return data

@@ -104,7 +104,7 @@ def _examples(beside: Sequence[Path], name: str) -> Iterator[dict[str, Any]]:
     """
     from memo.documents import read_document
 
-    limits = {"max_bytes": Settings().max_file_mb << 20, "max_pages": Settings().max_pages}
+    limits = Settings().file_limits
     for path in beside:
         key = path.name.removesuffix(".questions.json")
         try:

@@ -13,6 +13,7 @@ questions are ours.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ import torch
 
 from memo.decoder import Mixed, Router
 from memo.evaluate.data import Question
-from memo.evaluate.metrics import bootstrap
+from memo.evaluate.metrics import interval
 from memo.models import untrusted
 from memo.train.texts import TokenFile
 
@@ -51,7 +52,7 @@ def clozes(tokens: TokenFile, tokenizer: PreTrainedTokenizerFast, count: int, se
     """Facts of a corpus that its tokens before do not hold, drawn from all documents alike."""
     engine, found = untrusted(tokenizer), []
     draw = random.Random(f"{seed} cloze")
-    for document, (begin, end) in enumerate(zip(tokens.bounds, tokens.bounds[1:], strict=False)):
+    for document, (begin, end) in enumerate(itertools.pairwise(tokens.bounds)):
         text = tokenizer.decode(tokens.ids[begin:end].tolist(), clean_up_tokenization_spaces=False)
         some = []
         for match in FACT.finditer(text):
@@ -113,12 +114,6 @@ def judged(
     return plain, dcpmi
 
 
-def share(right: Sequence[bool], documents: Sequence[Any]) -> dict[str, Any]:
-    """The mean, with its interval over documents."""
-    low, high = bootstrap(lambda means: means[:, 0], [[float(one)] for one in right], documents)
-    return {"mean": round(sum(right) / len(right), 4), "low": low, "high": high, "n": len(right)}
-
-
 def evaluate(
     mixed: Mixed, tokenizer: PreTrainedTokenizerFast, alphas: dict[str, float | Router], some: Sequence[Cloze],
     questions: Sequence[Question], labels: Sequence[str], tell: Callable[[dict[str, Any]], None],
@@ -129,11 +124,11 @@ def evaluate(
         mixed.alpha = alpha
         row: dict[str, Any] = {"alpha": name}
         if some:
-            row["cloze"] = share(told(mixed, tokenizer, some), [one.document for one in some])
+            row["cloze"] = interval(told(mixed, tokenizer, some), [one.document for one in some])
         if questions:
             plain, dcpmi = judged(mixed, tokenizer, questions, labels)
             keys = [question.shelf.key for question in questions]
-            row |= {"plain": share(plain, keys), "dcpmi": share(dcpmi, keys)}
+            row |= {"plain": interval(plain, keys), "dcpmi": interval(dcpmi, keys)}
         rows.append(row)
         tell({key: value["mean"] if isinstance(value, dict) else value for key, value in row.items()})
     return rows

@@ -111,11 +111,10 @@ def memorizing(folder: Path, killing: Killing, kills: int, tell: Callable[[str],
     began = time.monotonic()
     killing.whole(*command("peace"))
     took, wanted = time.monotonic() - began, look("peace")
-    known, hit, number = dict[str, Any](), 0, 0
+    hit, number = 0, 0
     while hit < kills:
         number += 1
-        library = f"killed-{number}"
-        known = {}
+        library, known = f"killed-{number}", dict[str, Any]()
         for _ in range(4):  # the same library, killed again and again
             hit += killing.killed(command(library), 0.35 * took, 0.6 * took)
             found = look(library) if (folder / library).exists() else {}

@@ -18,7 +18,7 @@ from memo.evaluate.eviction import METHODS
 from memo.evaluate.probes import NEXT, Case, Context, cut, nothing, remembered, remembered_alone, score
 from memo.evaluate.rows import Row
 from memo.memory import DocumentMemory, Memory, MemoryModel, read_all
-from memo.placement import windows
+from memo.placement import slot_count, windows
 
 LOOKUP_METHODS = ("streaming", "snapkv")
 
@@ -47,7 +47,7 @@ class Bench:
     def entries(self, tokens: int, ratio: int) -> tuple[int, int]:
         """The ratio that fits, and how many slots the memory of so many tokens has at it."""
         ratio = self.model.fitting_ratio(tokens, ratio, self.window)
-        return ratio, sum(-(-(stop - start) // ratio) for start, stop in windows(tokens, self.window))
+        return ratio, sum(slot_count(stop - start, ratio) for start, stop in windows(tokens, self.window))
 
     def part(self, index: int, number: int, tokens: int) -> str:
         """The number-th piece of a text: so many tokens, and those behind it that no other piece has."""

@@ -209,8 +209,7 @@ def _synthesize(arguments: argparse.Namespace) -> int:
     from memo.train import lessons, synthesis
 
     settings = from_environment()
-    limits = {"max_bytes": settings.max_file_mb << 20, "max_pages": settings.max_pages}
-    documents = [read_document(path, **limits) for path in arguments.files]
+    documents = [read_document(path, **settings.file_limits) for path in arguments.files]
     models = Models(settings)
     generator, engine = models.generator(), untrusted(models.memory_model().tokenizer)
     stretches = [passage.text for document in documents for passage in split(document, engine, arguments.most)]

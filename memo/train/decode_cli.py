@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from memo import decoder_file
 from memo.errors import DocumentError, SettingsError
-from memo.models import display_name
+from memo.models import NONE, decoder_start, display_name
 from memo.settings import Settings, from_environment
 from memo.train import decoder_card
 from memo.train.decoder_card import sources
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from memo.train.recipe import General
     from memo.train.texts import TokenFile
 
-NONE = "none"
 KINDS = (".txt", ".md", ".html", ".htm", ".pdf", ".docx", ".pptx", ".epub")
 
 
@@ -73,10 +72,9 @@ class Documents:
     def texts(self) -> Iterator[str]:
         from memo.documents import read_document
 
-        limits = {"max_bytes": self.settings.max_file_mb << 20, "max_pages": self.settings.max_pages}
         for file in self.files:
             try:
-                yield read_document(file, **limits).text
+                yield read_document(file, **self.settings.file_limits).text
             except DocumentError as error:
                 print(f"memo: {error}", file=sys.stderr)
 
@@ -129,8 +127,6 @@ def loaded(settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerFast
 
 def chosen_start(start: str | None, settings: Settings) -> str:
     """What decoders start from; empty: the model's first layers. start: what the command line says, None if nothing."""
-    from memo.models import decoder_start
-
     return decoder_start(settings) if start is None else "" if start == NONE else start
 
 

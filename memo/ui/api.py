@@ -64,11 +64,9 @@ class Api:
         Returns:
             token (give it to every later call), and the document: name, id, tokens, slots of its memory, bytes.
         """
-        limits = self.sessions.settings
         ending = Path(name).suffix.lower()
         name = name if ending in (".txt", ".md") else f"{name}.txt"
-        data = text.encode("utf-8", "replace")
-        document = read_bytes(data, name, max_bytes=limits.max_file_mb << 20, max_pages=limits.max_pages)
+        document = read_bytes(text.encode("utf-8", "replace"), name, **self.sessions.settings.file_limits)
         return self._memorized(document, token)
 
     def memorize_file(self, file: str, token: str = "") -> dict:
@@ -83,9 +81,7 @@ class Api:
         """
         if not file:
             raise SettingsError("There is no file.", "Send one.")
-        limits = self.sessions.settings
-        document = read_document(file, max_bytes=limits.max_file_mb << 20, max_pages=limits.max_pages)
-        return self._memorized(document, token)
+        return self._memorized(read_document(file, **self.sessions.settings.file_limits), token)
 
     def _memorized(self, document: Document, token: str) -> dict[str, Any]:
         session = self.sessions.get(token) if token else self.sessions.open()

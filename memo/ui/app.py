@@ -23,7 +23,7 @@ from memo.sessions import Sessions
 from memo.settings import Settings
 from memo.ui import cards, marks
 from memo.ui.api import Api
-from memo.ui.ask import EVERY, AskPage
+from memo.ui.ask import EVERY, WATCHING, AskPage
 from memo.ui.decoder_tab import DecoderTab
 from memo.ui.draw import Drawn
 from memo.ui.inside_tab import InsideTab
@@ -52,7 +52,7 @@ class Visitors:
         self._by_page: dict[str, str] = {}  # Gradio's hash of a page -> our token
 
     def wire(self, demo: gr.Blocks) -> None:
-        p, private = self.ask.page, {"show_progress": "hidden", "api_visibility": "private"}
+        p, private = self.ask.page, WATCHING
         first = [p.token, p.tour, p.documents, p.privacy, p.status, *self.ask.everything(), *self.tab.everything()]
         demo.load(self.open, None, list(dict.fromkeys(first)), queue=False, js=WHEN_DRAWN, **private).then(
             self.ask.told(self.watch_models), p.token, p.status, concurrency_limit=None, **private

@@ -30,6 +30,9 @@ from memo.ui.texts import language_of, say
 from memo.ui.visits import Visit
 from memo.ui.warmup import Warmup
 
+# How handlers are wired: those that begin or draw something at once, and those that watch work from the queue.
+WATCHING = {"show_progress": "hidden", "api_visibility": "private"}
+QUICK = WATCHING | {"queue": False}
 EVERY = 0.12  # seconds between two looks at the work
 AT_ONCE = 4  # questions of different visitors that are answered at the same time; the model takes turns
 UPLOADS = 8  # visitors whose documents are taken in at the same time
@@ -59,9 +62,8 @@ class AskPage(Painter):
 
     def wire(self) -> None:
         """Connects every component to its handler."""
-        p, quick = self.page, {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        answering = {"concurrency_id": "ask", "concurrency_limit": AT_ONCE, "show_progress": "hidden"}
-        answering["api_visibility"] = "private"
+        p, quick = self.page, QUICK
+        answering = WATCHING | {"concurrency_id": "ask", "concurrency_limit": AT_ONCE}
         reading = answering | {"concurrency_id": "documents", "concurrency_limit": UPLOADS}
         documents = [p.documents, p.status, p.delete_all, p.ratio, p.mix, p.mix_alpha, p.mix_each, *p.chips]
 

@@ -41,10 +41,9 @@ def empty(visit: Visit, key: str) -> str:
 def which(visit: Visit) -> str:
     """Which decoder there is, or what to do about it that there is none."""
     kind = decoder_of(visit.session)
-    about, settings = visit.learning.about, visit.session.settings
-    known = decoder_file.about(decoder_place(settings)) if kind == "shared" else {}
-    name = known.get("name") or display_name(decoder_place(settings)) if kind == "shared" else ""
-    told = say(visit.language, f"decoder.which.{kind or 'none'}", documents=about.get("documents", 0), name=name)
+    place, count = decoder_place(visit.session.settings), visit.learning.about.get("documents", 0)
+    name = decoder_file.about(place).get("name") or display_name(place) if kind == "shared" else ""
+    told = say(visit.language, f"decoder.which.{kind or 'none'}", documents=count, name=name)
     return notice("ready" if kind in ("own", "shared") else "idle", told)
 
 

@@ -14,7 +14,7 @@ import gradio as gr
 from memo.decoder_file import ROUTED
 from memo.errors import MemoError
 from memo.ui import chips
-from memo.ui.ask import EVERY, AskPage
+from memo.ui.ask import EVERY, QUICK, WATCHING, AskPage
 from memo.ui.decoding import ALPHA, best_alpha, decoder_of, routed, usable
 from memo.ui.draw import Updates
 from memo.ui.texts import say
@@ -32,8 +32,7 @@ class DecoderTab:
     def wire(self) -> None:
         """Connects every component to its handler."""
         p, token = self.page, self.ask.page.token
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        watching = {"concurrency_limit": AT_ONCE, "show_progress": "hidden", "api_visibility": "private"}
+        quick, watching = QUICK, WATCHING | {"concurrency_limit": AT_ONCE}
         training = watching | {"concurrency_limit": None}  # it takes minutes, and nothing but a look now and then
         text = [p.status, p.stop, p.sums, p.tokens, *self.looked_at()]
         trained = self.trained()

@@ -102,13 +102,19 @@ def parts(visit: Visit) -> str:
     return f'<div class="parts">{before}{select}{after}</div>'
 
 
+def over_layers(mass: Tensor) -> Tensor:
+    """The mean attention on each slot; none on the first, which draws it without meaning. (layers, m) -> (m,)"""
+    strength = mass.mean(dim=0)
+    strength[0] = 0
+    return strength
+
+
 def stretches(visit: Visit, mass: Tensor | None) -> str:
     """The open part: what each slot stands for, the token it sits at marked, coloured by the attention on it."""
     looking, part = visit.looking, visit.looking.parts[visit.looking.part]
     shares = [0.0] * len(looking.slots)
     if mass is not None:
-        strength = mass.mean(dim=0)
-        strength[0] = 0  # the first slot of a text draws attention without meaning anything
+        strength = over_layers(mass)
         shares = (strength / strength.max().clamp(min=1e-9)).tolist()
     return "".join(
         stretch(visit, number, slot, part, shares[number])
@@ -187,8 +193,7 @@ def slot(visit: Visit) -> str:
     mass = looking.mass()
     parts = [chosen_slot(visit, mass)] if 0 <= looking.slot < len(looking.slots) else []
     if mass is not None:
-        strength = mass.mean(dim=0)
-        strength[0] = 0
+        strength = over_layers(mass)
         best = strength.topk(min(STRONGEST, len(strength)))
         items = "".join(
             f'<li><button type="button" class="place" data-pick="place" data-number="{number}">'

@@ -16,7 +16,7 @@ import gradio as gr
 from memo.answers import clean_question
 from memo.errors import MemoError
 from memo.ui import inside_html
-from memo.ui.ask import EVERY, AskPage
+from memo.ui.ask import EVERY, QUICK, WATCHING, AskPage
 from memo.ui.draw import Updates
 from memo.ui.looking import PARTS
 from memo.ui.texts import say
@@ -34,8 +34,7 @@ class InsideTab:
     def wire(self) -> None:
         """Connects every component to its handler."""
         p, token = self.page, self.ask.page.token
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        watching = {"concurrency_limit": AT_ONCE, "show_progress": "hidden", "api_visibility": "private"}
+        quick, watching = QUICK, WATCHING | {"concurrency_limit": AT_ONCE}
         drawn = [p.status, p.stop, p.text, p.clues, p.map, p.slot, p.losses, p.losses_note, p.page]
 
         def on(handler: Callable) -> Callable:

@@ -79,7 +79,7 @@ def tables(section: str, found: Mapping[str, Results]) -> str:
     if section == "questions":
         return _questions(found)
     if section == "decoder":
-        return "\n\n".join([_perplexities(found), *decoders(found)])
+        return "\n\n".join(decoders(found))
     make = {
         "memory": report_tables.kept, "clues": report_tables.recalled, "study": report_tables.studied,
         "speed": report_tables.fast, "downstream": beyond, "reliability": reliable,
@@ -102,15 +102,6 @@ def _questions(sets: Mapping[str, Results]) -> str:
             if some:
                 out += [f"### {metric}{note}", table(some.items(), ("set", lambda row: row[0]), *columns)]
     return "\n\n".join(out)
-
-
-def _perplexities(domains: Mapping[str, Results]) -> str:
-    from memo.evaluate.report_tables import interval, table
-
-    rows = {name: {row["way"]: row["perplexity"] for row in r["test"]} for name, r in domains.items()}
-    ways = dict.fromkeys(way for row in rows.values() for way in row)
-    columns = [(name, lambda way, row=row: interval(row.get(way))) for name, row in rows.items()]
-    return "### perplexity\n\n" + table(ways, ("way", str), *columns)
 
 
 def figures(section: str, found: Mapping[str, Results]) -> list[Figure]:

@@ -11,7 +11,7 @@ import gradio as gr
 
 from memo.errors import MemoError
 from memo.ui import measured
-from memo.ui.ask import DOWNLOAD, AskPage
+from memo.ui.ask import DOWNLOAD, QUICK, AskPage
 from memo.ui.draw import Updates
 from memo.ui.marks import esc
 from memo.ui.results_layout import FOLDER
@@ -35,7 +35,7 @@ class ResultsTab:
 
     def wire(self) -> None:
         """Connects every component to its handler."""
-        p, quick = self.page, {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        p, quick = self.page, QUICK
         chosen, drawn = [p.section, p.sets, p.strategies], [p.sets, p.strategies, p.commands, p.tables, *p.plots]
         gr.on([p.tab.select, *(one.input for one in chosen)], self.draw_results, chosen, drawn, **quick)
         p.json.click(lambda: measured.zipped(self.folder), None, p.export, **quick).then(

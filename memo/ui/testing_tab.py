@@ -15,7 +15,7 @@ import gradio as gr
 from memo.answers import STRATEGIES
 from memo.errors import MemoError
 from memo.ui import cards
-from memo.ui.ask import DOWNLOAD, EVERY, AskPage
+from memo.ui.ask import DOWNLOAD, EVERY, QUICK, WATCHING, AskPage
 from memo.ui.draw import Updates
 from memo.ui.marks import esc
 from memo.ui.questions import MEASURES, as_csv, means, read_questions
@@ -32,8 +32,7 @@ class EvaluationTab:
     def wire(self) -> None:
         """Connects every component to its handler."""
         p, token = self.page, self.ask.page.token
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        watching = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+        quick, watching = QUICK, WATCHING | {"concurrency_limit": None}
         drawn = self.everything()
 
         def on(handler: Callable) -> Callable:

@@ -164,9 +164,7 @@ class Visit:
         settings = self.session.settings
         if row.path is not None:
             try:
-                row.document = read_document(
-                    row.path, name=row.name, max_bytes=settings.max_file_mb << 20, max_pages=settings.max_pages
-                )
+                row.document = read_document(row.path, name=row.name, **settings.file_limits)
             finally:
                 self._drop(row)
         assert row.document is not None
