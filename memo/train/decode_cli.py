@@ -159,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
     if accelerator.is_main_process:
         finish(arguments.out, settings)
         show(told, arguments.json)
+    accelerator.end_training()
     return 0
 
 
@@ -192,6 +193,7 @@ def run_general(arguments: argparse.Namespace, plan: General) -> int:
     if accelerator.is_main_process:
         finish(arguments.out, settings)
         print(json.dumps(told) if arguments.json else f"Wrote {arguments.out}: start others from it with --start.")
+    accelerator.end_training()
     return 0
 
 
