@@ -6,6 +6,7 @@ In: documents and their memories. Out: the same, later. On disk, below one folde
     library.json                              version, name of the Chroma collection
     documents/<id>/text.txt, document.json, memory.safetensors
     chroma/                                   unless a Chroma client is given
+    words.sqlite                              the words of the passages
 
 A document is put together in `documents/.making-<id>` and becomes real by one rename, after its passages are in
 Chroma. What an interrupted process left (`.making-`, `.gone-`) is cleared when the library is opened.
@@ -31,6 +32,7 @@ from memo.errors import DamagedMemory, LibraryBusy, MemoryFileError, SettingsErr
 from memo.models import write_atomic
 from memo.passages import Passage
 from memo.search import BATCH, DEPTH, PassageIndex, Query, connect
+from memo.words import WordIndex
 
 if TYPE_CHECKING:
     from memo.documents import Document
@@ -90,6 +92,8 @@ class Library:
 
     def close(self) -> None:
         """Gives the library free for other processes."""
+        if "_words" in self.__dict__:
+            self._words.close()
         self._lock.close()
 
     def __enter__(self) -> Library:
@@ -128,7 +132,7 @@ class Library:
             index.drop()
             index = PassageIndex(client, self.collection, embedder)
         write_atomic(self.root / "library.json", json.dumps(about | {"embedder": embedder.name}))
-        wanted = {document: len(self.passages(document)) for document in self.documents}
+        wanted = self._sizes()
         if index.count() != sum(wanted.values()):
             # a process was killed while it put passages in or took them out, or the database was lost
             there = index.sizes()
@@ -139,6 +143,25 @@ class Library:
                     index.remove(document)
                     index.add(self.passages(document))
         return index
+
+    @property
+    def words(self) -> WordIndex:
+        """The words of the passages, brought in line with the documents when first used."""
+        with self._changing:
+            return self._words
+
+    @cached_property
+    def _words(self) -> WordIndex:
+        index, wanted = WordIndex(self.root / "words.sqlite"), self._sizes()
+        there = index.sizes()
+        for document in {*there, *wanted}:
+            if there[document] != wanted.get(document, 0):
+                index.put(document, self.passages(document) if document in wanted else [])
+        return index
+
+    def _sizes(self) -> dict[str, int]:
+        """How many passages each document has."""
+        return {document: len(self.passages(document)) for document in self.documents}
 
     def entry(self, document: str) -> Entry:
         """A document by its id. Raises UnknownDocument, as it does when it was deleted in the middle of a question."""
@@ -174,6 +197,10 @@ class Library:
             among = list(self.documents)
         return self.index.rank(queries, depth, among)
 
+    def rank_words(self, queries: Sequence[Query], depth: int = DEPTH) -> list[list[dict[str, Any]]]:
+        """`WordIndex.rank` over the documents that are ready, for each query."""
+        return [self.words.rank(" ".join(query.texts), depth, self.documents) for query in queries]
+
     def find(self, name: str) -> Entry:
         """A document by its id or its name.
 
@@ -204,12 +231,14 @@ class Library:
             committed = not (path / "making").exists()
             shutil.rmtree(path, ignore_errors=True)
             if not committed:
+                before = self.passages(document) if document in self.documents else []  # made anew: what it was stays
+                self.words.put(document, before)
                 self.index.remove(document)
-                if document in self.documents:  # it was being made anew: what it was stays
-                    self.index.add(self.passages(document))
+                self.index.add(before)
 
     def add_passages(self, document: str, passages: list[Passage]) -> Iterator[int]:
-        """Puts the passages of a document into Chroma, batch by batch; yields how many are in."""
+        """Makes the passages of a document searchable, batch by batch; yields how many are in Chroma."""
+        self.words.put(document, passages)
         self.index.remove(document)
         for start in range(0, len(passages), BATCH):
             self.index.add(passages[start : start + BATCH])
@@ -260,11 +289,12 @@ class Library:
     def remove(self, document: str) -> None:
         """Takes a document out: its text, its memory, its passages."""
         with self._changing:
-            index, gone = self.index, self.folder / f"{GONE}{document}"
+            index, words, gone = self.index, self.words, self.folder / f"{GONE}{document}"
             del self.documents[document]
             (self.folder / document).rename(gone)
             if self._memory is not None and document in self._memory:
                 self._memory.remove(document)
+            words.put(document, [])
             try:
                 index.remove(document)
             finally:  # the files go even if the database does not answer; it is put right when the library is opened

@@ -26,7 +26,7 @@ GREEN, RED, BLUE, SKY, PINK, ORANGE, VIOLET, GREY = (
 )  # fmt: skip
 STYLES = {  # strategy or method: colour, sign
     "memorag": (GREEN, "circle"), "rag": (RED, "square"), "bm25": (BLUE, "diamond"),
-    "rag-names": (RED, "square-open"), "hyde": (SKY, "triangle-up"),
+    "dense": (BLUE, "diamond-open"), "rag-names": (RED, "square-open"), "hyde": (SKY, "triangle-up"),
     "rq_rag": (PINK, "triangle-down"), "memory_only": (ORANGE, "star"), "full_context": (VIOLET, "pentagon"),
     "closed_book": (GREY, "x"),
     "full": (VIOLET, "pentagon"), "none": (GREY, "x"), "memory": (GREEN, "circle"), "streaming": (RED, "square"),

@@ -1,4 +1,4 @@
-"""Search: questions and clues -> passages, from Chroma, in one fused ranking.
+"""Search: questions and clues -> passages, by meaning (Chroma) and by words, in one fused ranking.
 
 In: passages to index; later, weighted queries and pointers. Out: `Found` passages within a token budget, in document
 order, each with its score and what found it.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from memo.passages import Passage
 
 DEPTH = 40  # passages a query brings
+WORDS_WEIGHT = 0.2  # of what a query's words find; what its meaning finds has 1. Chosen on train splits
 BATCH = 128  # passages embedded and added at a time
 
 

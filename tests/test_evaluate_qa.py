@@ -11,9 +11,8 @@ from memo.errors import BackendError
 from memo.evaluate import qa, strategies, summary
 from memo.evaluate.data import Question, QuestionSet, Shelf
 from memo.evaluate.rows import Rows
-from memo.evaluate.strategies import EVERY, PARTS, WITH_PASSAGES, Part, WordIndex, recalled
+from memo.evaluate.strategies import EVERY, PARTS, WITH_PASSAGES, Part, recalled
 from memo.events import Clue, Source
-from memo.passages import Passage
 
 MILL = tiny.document("mill.txt", tiny.TEXT)
 RIVER = tiny.document("river.txt", "The river rose on the fifth of May. The ferryman Tomas drowned. " * 4)
@@ -162,16 +161,6 @@ def test_parts_work_with_what_memorag_has_recalled(asked, tiny_models, tiny_sett
         whole, part, pointed = (by_name[name] for name in names)
         assert whole.clues and part.clues == whole.clues and part.ranked == whole.ranked  # with the same scores
         assert {label for passage in pointed.ranked for label in passage.found_by} == {"memory"}
-
-
-def test_bm25_ranks_by_the_words_of_the_question():
-    texts = ["the mill stood", "the river froze and the river ran", "a mill by a river", "nothing here"]
-    index = WordIndex([Passage("d", 10 * i, 10 * i + 5, None, text) for i, text in enumerate(texts)])
-    # a: idf(river) tf 2 of 7 words; c: river and mill; worked out with idf = ln(1 + (N - n + .5) / (n + .5))
-    assert [hit["start"] for hit in index.rank("Which mill by the river?")] == [20, 10, 0]
-    assert index.rank("Quantum chromodynamics?") == []
-    korean = WordIndex([Passage("d", 0, 5, None, "방앗간은 강가에 있다"), Passage("d", 9, 12, None, "다리는 무너졌다")])
-    assert [hit["start"] for hit in korean.rank("방앗간이 어디에?")] == [0]
 
 
 def rows(*values):

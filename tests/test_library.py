@@ -54,6 +54,7 @@ def whole(library):
     assert not [p for p in library.folder.iterdir() if p.name.startswith(".")]
     assert library.index.documents() == set(library.documents)
     assert library.index.count() == sum(len(library.passages(d)) for d in library.documents)
+    assert library.words.sizes() == {d: len(library.passages(d)) for d in library.documents}
 
 
 # --- what goes in comes out ------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from memo.cite import cite
 from memo.errors import MemoError
 from memo.evaluate.data import Question, QuestionSet, Shelf
 from memo.evaluate.rows import Rows
-from memo.evaluate.strategies import PARTS, TOLD, WITH_PASSAGES, WordIndex, bm25, rag_names, recalled
+from memo.evaluate.strategies import OTHERS, PARTS, TOLD, WITH_PASSAGES, recalled
 from memo.evaluate.summary import summarise
 from memo.events import AnswerDone, CluesRecalled, Found, PassagesFound
 from memo.generate import Prompt, Stream
@@ -120,13 +120,13 @@ class Shelves:
 
         self.models, self.settings, self.folder = models, settings, folder
         self.client = chromadb.EphemeralClient(ChromaSettings(anonymized_telemetry=False))
-        self.open: dict[str, tuple[MemoRAG, WordIndex]] = {}
+        self.open: dict[str, MemoRAG] = {}
         self.failed: dict[str, str] = {}
 
     def use(self, shelves: Sequence[Shelf]) -> None:
         """Has these open, no others; one that cannot be memorized is in `failed` with the reason."""
         for key in set(self.open) - {shelf.key for shelf in shelves}:
-            self.open.pop(key)[0].library.destroy()
+            self.open.pop(key).library.destroy()
         new = []
         for shelf in shelves:
             if shelf.key in self.open or shelf.key in self.failed:
@@ -137,7 +137,7 @@ class Shelves:
             except MemoError as error:
                 self.failed[shelf.key] = str(error)
         batch = Batch(self.models)  # what a memory is always looked at, which the pointers need: once for each memory
-        memories = [self.open[shelf.key][0].library.memory(self.models.memory_model()) for shelf in new]
+        memories = [self.open[shelf.key].library.memory(self.models.memory_model()) for shelf in new]
         composed = [memory.compose() for memory in memories]
         streams = [batch.add(recall.neutral(memory)) for memory in composed]
         while batch.runs.step():
@@ -146,7 +146,7 @@ class Shelves:
             recall.learn_usual(memory, stream)
         batch.close()
 
-    def _memorized(self, shelf: Shelf) -> tuple[MemoRAG, WordIndex]:
+    def _memorized(self, shelf: Shelf) -> MemoRAG:
         root = Path(tempfile.mkdtemp(dir=self.folder))
         library = Library(root, self.models.embedder, client=self.client)
         rag = MemoRAG(library, self.models, self.settings)
@@ -154,13 +154,12 @@ class Shelves:
             if progress.error:
                 library.destroy()
                 raise progress.error
-        return rag, WordIndex([p for document in library.documents for p in library.passages(document)])
+        return rag
 
 
 def _task(question: Question, strategy: str, shelves: Shelves, answering: bool, whole: Task | None = None) -> Task:
     """whole: memorag's task for the question, whose clues its parts search by."""
-    rag, index = shelves.open[question.shelf.key]
-    models = shelves.models
+    rag, models = shelves.open[question.shelf.key], shelves.models
     ask = Ask(question.text, strategy, shelves.settings, rag.library, models.generator(), models.memory_model)
     if strategy in PARTS:
         assert whole is not None
@@ -169,7 +168,7 @@ def _task(question: Question, strategy: str, shelves: Shelves, answering: bool, 
         ask.edited, ask.memory, ask.looked = whole.ask.clues, whole.ask.memory, whole.ask.looked
         steps = recalled(ask, PARTS[strategy])
     else:
-        steps = {**STRATEGIES, "bm25": bm25(index), "rag-names": rag_names}[strategy](ask)
+        steps = {**STRATEGIES, **OTHERS}[strategy](ask)
     return Task(question, strategy, ask, steps, answering)
 
 
@@ -238,7 +237,7 @@ def timed_rows(questions: Sequence[Question], strategies: Sequence[str], shelves
         shelves.use([question.shelf])
         if question.shelf.key in shelves.failed:
             continue
-        rag, _ = shelves.open[question.shelf.key]
+        rag = shelves.open[question.shelf.key]
         rag.library.memory(shelves.models.memory_model())  # loaded, as it is for whoever asks a second question
         for strategy in strategies:
             began = time.monotonic()

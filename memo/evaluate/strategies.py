@@ -1,4 +1,4 @@
-"""Strategies that exist to be compared with: BM25, rag with names, memorag with its parts switched off one at a time.
+"""Strategies that exist to be compared with: words or meaning alone, rag with names, memorag less one part at a time.
 
 In: an `Ask` (memo.answers). Out: the same steps as every strategy there yields. The parts search by the clues that
 memorag itself has recalled for the question, so that nothing but the search differs.
@@ -6,26 +6,22 @@ memorag itself has recalled for the question, so that nothing but the search dif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from memo import answers
 from memo.answers import Ask, Steps, clue_queries, leading
-from memo.cite import words
-from memo.search import DEPTH, Query, place_of
-
-if TYPE_CHECKING:
-    from memo.passages import Passage
+from memo.search import Query
 
 TOLD = {  # what each strategy gets, beside the same generator, answer prompt, budget of passages and decoding
     "closed_book": "the question",
     "full_context": "the documents themselves, as far as they fit the generator (cut: the share that did not), and the"
     " question",
-    "bm25": "passages by BM25 (bm25s; k1 1.5, b 0.75) over the question's words",
-    "rag": "passages by the question's embedding",
-    "hyde": "passages by the mean embedding of the question and a made-up passage (arXiv 2212.10496)",
-    "rq_rag": "passages by the question and up to three simpler questions, fused with"
+    "bm25": "passages by the question's words alone (BM25; k1 1.2, b 0.75)",
+    "dense": "passages by the question's embedding alone",
+    "rag": "passages by the question's embedding and words, fused with a weight chosen on train splits",
+    "hyde": "as rag, by the mean embedding and the words of the question and a made-up passage (arXiv 2212.10496)",
+    "rq_rag": "as rag, by the question and up to three simpler questions, fused with"
     " the same weight, which was not tuned (after arXiv 2404.00610, untrained)",
     "memory_only": "the memory of the documents and the question, no passages",
     "rag-names": "rag, and the names that lead on from what it finds (memo.names, chosen on train splits), but"
@@ -81,39 +77,22 @@ def rag_names(ask: Ask) -> Steps:
     yield ask.answer_prompt()
 
 
-class WordIndex:
-    """BM25 over passages; words are those citations are compared by, so Korean is searched by pairs of characters."""
-
-    def __init__(self, passages: Sequence[Passage]) -> None:
-        import bm25s
-
-        self.passages = list(passages)
-        self.bm25 = bm25s.BM25()
-        self.bm25.index([words(passage.text) for passage in passages], show_progress=False)
-
-    def rank(self, question: str) -> list[dict[str, Any]]:
-        """Passages that share a word with the question, best first."""
-        asked = [word for word in words(question) if word in self.bm25.vocab_dict]
-        if not asked:
-            return []
-        depth = min(DEPTH, len(self.passages))
-        found, scores = self.bm25.retrieve([asked], k=depth, show_progress=False)
-        return [
-            {**place_of(self.passages[int(i)]), "similarity": float(score)}
-            for i, score in zip(found[0], scores[0], strict=True) if score > 0
-        ]  # fmt: skip
+def bm25(ask: Ask) -> Steps:
+    """The strategy that looks the question's words up."""
+    [found] = ask.library.rank_words([Query("question", (ask.question,))])
+    yield ask.keep([("question", 1.0, found)])
+    yield ask.answer_prompt()
 
 
-def bm25(index: WordIndex) -> Callable[[Ask], Steps]:
-    """The strategy that looks the question's words up in `index`."""
-
-    def steps(ask: Ask) -> Steps:
-        yield ask.keep([("question", 1.0, index.rank(ask.question))])
-        yield ask.answer_prompt()
-
-    return steps
+def dense(ask: Ask) -> Steps:
+    """The strategy that looks the question's embedding up."""
+    [found] = ask.library.rank([Query("question", (ask.question,))])
+    yield ask.keep([("question", 1.0, found)])
+    yield ask.answer_prompt()
 
 
-EVERY = ("closed_book", "full_context", "bm25", "rag", "hyde", "rq_rag", "rag-names", "memory_only", "memorag", *PARTS)
-WITH_PASSAGES = ("bm25", "rag", "hyde", "rq_rag", "rag-names", "memorag", *PARTS)
-assert set(EVERY) == set(TOLD) == {*answers.STRATEGIES, "bm25", "rag-names", *PARTS}
+OTHERS: dict[str, Callable[[Ask], Steps]] = {"bm25": bm25, "dense": dense, "rag-names": rag_names}
+SEARCHING = ("bm25", "dense", "rag", "hyde", "rq_rag", "rag-names")
+WITH_PASSAGES = (*SEARCHING, "memorag", *PARTS)
+EVERY = ("closed_book", "full_context", *SEARCHING, "memory_only", "memorag", *PARTS)
+assert set(EVERY) == set(TOLD) == {*answers.STRATEGIES, *OTHERS, *PARTS}
