@@ -83,8 +83,9 @@ class Mixing:
     ) -> Tensor:  # fmt: skip
         """T tokens of one row, or one of each of B, by both models. ids (B, T) -> logits (B, V)
 
-        others: the decoder's rows; None where it is not mixed in. alphas: `ROUTED` where the router decides. The mix
-        has the LLM's scale, log p + log Z, so that it goes over into the LLM's logits as alpha goes to zero.
+        others: the decoder's rows; None where it is not mixed in. alphas: `ROUTED` where the router decides (without
+        one: the alpha that suits the decoder). The mix has the LLM's scale, log p + log Z, so that it goes over into
+        the LLM's logits as alpha goes to zero.
         """
         some = [index for index, other in enumerate(others) if other is not None]
         with_memory, there = ids[some], [others[index] for index in some]
@@ -97,8 +98,9 @@ class Mixing:
             theirs = aligned(self.memory.advance(with_memory, there).float(), plain.shape[1])
         logp, logp_memory = log_softmax(plain[some], dim=-1), log_softmax(theirs, dim=-1)
         alpha = torch.tensor([[alphas[index]] for index in some], device=plain.device)  # (b, 1)
-        if self.router is not None and (alpha == ROUTED).any():
-            alpha = alpha.where(alpha != ROUTED, self.router(hidden[0][some], hidden[1], logp, logp_memory))
+        if (alpha == ROUTED).any():
+            routed = self.alpha if self.router is None else self.router(hidden[0][some], hidden[1], logp, logp_memory)
+            alpha = alpha.where(alpha != ROUTED, routed)
         mixed = interpolate(logp, logp_memory, alpha.clamp(0, 1))
         plain[some] = mixed + plain[some].logsumexp(dim=-1, keepdim=True)
         return plain

@@ -92,7 +92,11 @@ def test_a_router_decides_for_its_rows_alone(reader):
 def test_heads_of_their_own_use_no_router(reader):
     other = tiny.model("llama", seed=9, num_hidden_layers=1)
     router = decoder.Router(reader.model.config.hidden_size, other.config.hidden_size)
-    assert Mixing(reader, other, 0.4, router=router).best == 0.4
+    mixing, ids = Mixing(reader, other, 0.4, router=router), torch.tensor([list(b"The mill stood at the")])
+    assert mixing.best == 0.4
+    with inference(reader):  # for whoever asks for it all the same, the alpha that suits
+        routed, fixed = (mixing.advance(ids, [Row()], [mixing.row()], [alpha]) for alpha in (ROUTED, 0.4))
+    assert torch.equal(routed, fixed)
 
 
 def test_the_mix_has_the_scale_of_the_llm(generator):
