@@ -28,7 +28,7 @@ from memo.errors import NothingToAsk
 from memo.events import Clue, CluesRecalled, Event, Found, PassagesFound
 from memo.generate import Generator as TextGenerator
 from memo.generate import Prompt, Stream
-from memo.search import WORDS_WEIGHT, Query, Ranked, fuse, point, within
+from memo.search import Query, Ranked, fuse, point, within
 
 if TYPE_CHECKING:
     import torch
@@ -111,8 +111,6 @@ class Ask:
         library = self.library
         hits = library.rank(queries)
         rankings = [(query.label, query.weight, found) for query, found in zip(queries, hits, strict=True)]
-        worded = library.rank_words(queries)
-        rankings += [(q.label, WORDS_WEIGHT * q.weight, found) for q, found in zip(queries, worded, strict=True)]
         if leading:
             others = [hit for found in hits for hit in found]
             led = [self._led(name) for name in leading]

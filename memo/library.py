@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 from memo.errors import DamagedMemory, LibraryBusy, MemoryFileError, SettingsError, UnknownDocument
 from memo.models import write_atomic
 from memo.passages import Passage
-from memo.search import BATCH, DEPTH, PassageIndex, Query, connect
+from memo.search import BATCH, DEPTH, PassageIndex, Query, connect, mixed
 from memo.words import WordIndex
 
 if TYPE_CHECKING:
@@ -192,14 +192,21 @@ class Library:
     def rank(
         self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None
     ) -> list[list[dict[str, Any]]]:
-        """`PassageIndex.rank` over the documents that are ready: one that is being put in is not to be found yet."""
-        if among is None and self._making:
-            among = list(self.documents)
-        return self.index.rank(queries, depth, among)
+        """For each query the passages it finds by meaning and words, best first: where they lie, their similarity.
 
-    def rank_words(self, queries: Sequence[Query], depth: int = DEPTH) -> list[list[dict[str, Any]]]:
-        """`WordIndex.rank` over the documents that are ready, for each query."""
-        return [self.words.rank(" ".join(query.texts), depth, self.documents) for query in queries]
+        among: only of these documents; None: all that are ready. One that is being put in is not to be found yet.
+        """
+        among = list(self.documents) if among is None and self._making else among
+        deep = max(depth, DEPTH)  # both know of the other's best, whatever is asked for
+        by_meaning, by_words = self.index.rank(queries, deep, among), self.rank_words(queries, deep, among)
+        return [mixed(*found, depth) for found in zip(by_meaning, by_words, strict=True)]
+
+    def rank_words(
+        self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """The same by their words alone."""
+        among = list(self.documents) if among is None else among
+        return [self.words.rank(" ".join(query.texts), depth, among) for query in queries]
 
     def find(self, name: str) -> Entry:
         """A document by its id or its name.

@@ -14,7 +14,7 @@ from memo.errors import BackendError
 from memo.library import Library
 from memo.passages import Passage
 from memo.pipeline import MemoRAG, finish
-from memo.search import DEPTH, PassageIndex, Query, connect, fuse, point, within
+from memo.search import DEPTH, PassageIndex, Query, connect, fuse, mixed, point, within
 
 
 def passage(document, start, text):
@@ -257,3 +257,13 @@ def test_a_library_without_its_server_fails_a_question_with_an_error_of_ours(tmp
         [last] = [s for s in MemoRAG(library, tiny_models, tiny_settings).memorize([tiny.document()]) if s.error]
         assert isinstance(last.error, BackendError) and not library.documents
         assert not list(library.folder.iterdir())
+
+
+def test_meaning_and_words_are_added():
+    def hit(start, similarity):
+        return {"document": "d", "start": start, "end": start + 5, "page": 0, "similarity": similarity}
+
+    found = mixed([hit(0, 0.6), hit(10, 0.5), hit(20, 0.1)], [hit(10, 1.0), hit(30, 0.5)], 3)
+    # 30 is found by its words alone: as near in meaning as the last at most
+    assert [(one["start"], pytest.approx(one["similarity"])) for one in found] == [(10, 0.7), (0, 0.6), (30, 0.2)]
+    assert [one["start"] for one in mixed([], [hit(10, 1.0)], 3)] == [10] and mixed([], [], 3) == []

@@ -86,7 +86,7 @@ def bm25(ask: Ask) -> Steps:
 
 def dense(ask: Ask) -> Steps:
     """The strategy that looks the question's embedding up."""
-    [found] = ask.library.rank([Query("question", (ask.question,))])
+    [found] = ask.library.index.rank([Query("question", (ask.question,))])
     yield ask.keep([("question", 1.0, found)])
     yield ask.answer_prompt()
 
