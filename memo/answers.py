@@ -51,9 +51,9 @@ STAND_ALONE = (
 )
 
 QUESTION_TOKENS = 400  # the longest question
-# Chosen on train splits (hotpotqa, 2wiki, musique, squad, fairytaleqa) for recall@3, with an untrained memory
+# Chosen on train splits (hotpotqa, 2wiki, musique, squad, fairytaleqa) for recall@3
 CLUE_WEIGHT = 0.1  # of all clues together; the question's own ranking has 1
-POINTER_WEIGHT = 0.1  # of where in memory the question looked
+POINTER_WEIGHT = 0.2  # of where in memory the question looked
 
 Steps = Generator[Event | list[Prompt] | Prompt, list[Stream], None]
 
