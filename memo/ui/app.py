@@ -25,6 +25,7 @@ from memo.ui import cards, marks
 from memo.ui.api import Api
 from memo.ui.ask import EVERY, WATCHING, AskPage
 from memo.ui.decoder_tab import DecoderTab
+from memo.ui.door import door, fetch_nothing
 from memo.ui.draw import Drawn
 from memo.ui.inside_tab import InsideTab
 from memo.ui.layout import i18n, page
@@ -159,11 +160,13 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
     atexit.register(sessions.close_all)
     warmup = Warmup(sessions.models)
     demo = build(settings, sessions, warmup)
+    fetch_nothing()
     _, url, _ = demo.launch(
         server_name=settings.host, server_port=settings.port or None, prevent_thread_lock=True, quiet=True,
         theme=theme(), css_paths=[ASSETS / "theme.css"], i18n=i18n, head=head(),
         max_file_size=settings.max_file_mb << 20, show_error=False, run_history=False, enable_monitoring=False,
         footer_links=["api", "gradio"], ssr_mode=False, pwa=False, share=False, mcp_server=True,
+        app_kwargs={"middleware": door(settings, warmup)},
     )  # fmt: skip
     running = Running(demo, sessions, url, sessions.watch())
     print(f"memo is at {url}", flush=True)
