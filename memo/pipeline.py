@@ -33,6 +33,7 @@ from memo.events import (
 )  # fmt: skip
 from memo.generate import Generator, Prompt, Run, Stream
 from memo.library import Library, text_hash
+from memo.log import note
 from memo.models import Models
 from memo.settings import Settings, from_environment
 
@@ -300,7 +301,9 @@ class MemoRAG:
                     raise stream.error
             if task.answering:
                 tasks.pop(name)
-                yield AnswerDone(name, self._answer(task, time.monotonic() - began))
+                answer = self._answer(task, time.monotonic() - began)
+                note("answered", strategy=name, seconds=answer.timings["total"], tokens=answer.answer_tokens)
+                yield AnswerDone(name, answer)
                 return
             task.extra += sum(stream.prompt_tokens for stream in task.streams)
             item = task.steps.send(streams)  # type: ignore[arg-type]
@@ -320,6 +323,7 @@ class MemoRAG:
             tasks.pop(name, None)
             for stream in task.streams:
                 stream.stop()
+            note("not answered", strategy=name, error=type(error).__name__)
             yield AnswerFailed(name, error)
 
     def _answer(self, task: _Task, seconds: float) -> Answer:

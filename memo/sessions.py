@@ -21,6 +21,7 @@ from memo.documents import Document
 from memo.errors import LimitReached, MemoError
 from memo.events import DocumentProgress
 from memo.library import Library, collection_of, hold, make_folder
+from memo.log import note
 from memo.pipeline import MemoRAG, Models, Stop
 from memo.search import connect
 from memo.settings import Settings
@@ -53,8 +54,13 @@ class Session:
                 except MemoError as error:
                     yield DocumentProgress(document.name, "failed", document.id, error=error)
                     continue
+                began = time.monotonic()
                 for progress in self.rag.memorize([document], ratio, self.stop):
                     self.used = time.monotonic()
+                    if progress.error is not None:
+                        note("not memorized", error=type(progress.error).__name__, seconds=self.used - began)
+                    elif progress.state == "ready":
+                        note("memorized", tokens=progress.total, slots=progress.slots, seconds=self.used - began)
                     yield progress
                     if self.closed:
                         return
@@ -127,6 +133,7 @@ class Sessions:
             library = Library(self.settings.data / token, self.models.embedder, self.client)
             session = Session(token, MemoRAG(library, self.models, self.settings), self.settings)
             self._sessions[token] = session
+            note("session opened", sessions=len(self._sessions))
             return session
 
     def get(self, token: object) -> Session:
@@ -150,7 +157,9 @@ class Sessions:
         session.closed = True
         session.stop.all()
         with session.training, session.busy:  # what is being made ends at its next window or step
+            documents = len(session.rag.library.documents)
             session.rag.library.destroy()
+        note("session ended", sessions=len(self), documents=documents)
 
     def sweep(self) -> None:
         """Ends the sessions that have not been used for `session_minutes`."""
@@ -169,6 +178,11 @@ class Sessions:
 
         threading.Thread(target=keep, daemon=True, name="memo-sweep").start()
         return ended
+
+    def stop_all(self) -> None:
+        """Has everything that runs end at its next token, window or step."""
+        for session in list(self._sessions.values()):
+            session.stop.all()
 
     def close_all(self) -> None:
         """Ends all sessions, as the app does when it stops."""

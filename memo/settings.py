@@ -62,6 +62,7 @@ class Settings:
     # places
     cache: Path = field(default_factory=default_cache)
     data: Path = field(default_factory=lambda: default_cache() / "sessions")  # visitors; emptied when the app starts
+    log: str = ""  # "json": events of the app, a line each, on standard error; nothing of what people wrote
     host: str = "127.0.0.1"
     port: int = 7860
 

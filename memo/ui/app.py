@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -16,7 +17,9 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 
+from memo import log
 from memo.errors import MemoError, SettingsError
+from memo.log import note
 from memo.models import UNTRAINED, chosen
 from memo.pipeline import Models
 from memo.sessions import Sessions
@@ -136,10 +139,25 @@ class Running:
     sweeper: threading.Event
 
     def close(self) -> None:
-        """Stops serving and deletes what visitors left."""
+        """Ends what runs, stops serving, and deletes what visitors left."""
         self.sweeper.set()
+        self.sessions.stop_all()
         self.demo.close(verbose=False)
         self.sessions.close_all()
+
+    def wait(self) -> None:
+        """Serves until the process is told to stop (SIGTERM, Ctrl+C), then closes. Being told twice ends it at once."""
+        told = threading.Event()
+
+        def stop(number: int, _: object) -> None:
+            signal.signal(number, signal.SIG_DFL)
+            told.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        told.wait()
+        note("stopping", sessions=len(self.sessions))
+        self.close()
 
 
 def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models | None = None) -> Running:
@@ -148,8 +166,9 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
     prevent_thread_lock: come back at once instead of serving until interrupted. models: ones that are loaded already.
 
     Raises:
-        SettingsError: host and port cannot be had. Found out first: opening `Sessions` clears what is in their folder.
+        SettingsError: host and port cannot be had, or there is no such log. Found out first: opening `Sessions` clears what is in their folder.
     """
+    log.start(settings.log)
     try:
         socket.create_server((settings.host, settings.port)).close()
     except OSError:
@@ -171,8 +190,9 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
     running = Running(demo, sessions, url, sessions.watch())
     print(f"memo is at {url}", flush=True)
     warmup.start()
+    note("serving")
     if not prevent_thread_lock:
-        demo.block_thread()
+        running.wait()
     return running
 
 

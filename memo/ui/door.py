@@ -7,6 +7,8 @@ whether the app can answer. An address that a client names in place of a file is
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +17,15 @@ from gradio import processing_utils
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memo.log import note
 from memo.settings import Settings
 from memo.ui.warmup import Warmup
 
 HEALTH = "/healthz"
 FRAME = 1 << 20  # bytes of a body beside its files
 CLOSE = (b"connection", b"close")
+ROUTES = {"gradio_api", "assets", "static", "config", "upload", "upload_progress", "file", "queue", "run", "call",
+          "mcp", "heartbeat", "cancel", "reset", "info", "theme.css", "svelte", "login", "monitoring", "app_id"}  # fmt: skip
 
 Health = Callable[[], tuple[int, dict[str, Any]]]
 
@@ -48,7 +53,7 @@ class Door:
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > most:
             return await _refuse(send, most)
-        come, begun = 0, False
+        come, begun, began, status = 0, False, time.monotonic(), 0
 
         async def bounded() -> Message:
             nonlocal come
@@ -59,9 +64,9 @@ class Door:
             return message
 
         async def noting(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, status
             if come <= most or begun:  # what the app makes of `TooLarge` is not told
-                begun = True
+                begun, status = True, message.get("status", status)
                 if message.get("status") == 413:  # Gradio's, of one file: whoever goes on sending is cut off
                     message = {**message, "headers": [*message["headers"], CLOSE]}
                 await send(message)
@@ -73,6 +78,15 @@ class Door:
                 raise
         if come > most and not begun:
             await _refuse(send, most)
+        taken = 1000 * (time.monotonic() - began)
+        note("request", route=route(scope["path"]), status=status if begun else 413, milliseconds=round(taken))
+
+
+def route(path: str) -> str:
+    """What of a path is ours: which part of the app it asks, without the name of a file or the id of a page."""
+    parts = re.split("[/=]", path.strip("/"))
+    ours = [part for part in parts[:2] if part in ROUTES]
+    return "/" + "/".join(ours)
 
 
 async def _refuse(send: Send, most: int) -> None:
