@@ -166,7 +166,8 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
     prevent_thread_lock: come back at once instead of serving until interrupted. models: ones that are loaded already.
 
     Raises:
-        SettingsError: host and port cannot be had, or there is no such log. Found out first: opening `Sessions` clears what is in their folder.
+        SettingsError: host and port cannot be had, or there is no such log. Found out first: opening `Sessions` clears
+            what is in their folder.
     """
     log.start(settings.log)
     try:

@@ -25,7 +25,7 @@ HEALTH = "/healthz"
 FRAME = 1 << 20  # bytes of a body beside its files
 CLOSE = (b"connection", b"close")
 ROUTES = {"gradio_api", "assets", "static", "config", "upload", "upload_progress", "file", "queue", "run", "call",
-          "mcp", "heartbeat", "cancel", "reset", "info", "theme.css", "svelte", "login", "monitoring", "app_id"}  # fmt: skip
+          "mcp", "heartbeat", "cancel", "reset", "info", "theme.css", "svelte", "login", "app_id"}  # fmt: skip
 
 Health = Callable[[], tuple[int, dict[str, Any]]]
 
