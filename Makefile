@@ -90,7 +90,7 @@ ANSWER_EVERY ?= 1
 RESULTS ?= assets/results
 
 bench: $(BIN)/.tested  ## every measurement: make bench DATA=folder of question sets (LIMIT=200 ANSWER_EVERY=1)
-	@test -d "$(DATA)" || { echo "make bench DATA=DIR: a folder with the sets (see README, Measuring)."; exit 2; }
+	@test -d "$(DATA)" || { echo "make bench DATA=DIR: a folder with the sets (see docs/measuring.md)."; exit 2; }
 	@echo "$$SETS" | while read -r name set split context more; do \
 		$(BIN)/memo evaluate qa --data $(DATA)/$$set --split $$split --context $$context $$more \
 			--limit $(LIMIT) --answer-every $(ANSWER_EVERY) --out $(RESULTS)/qa/$$name.json < /dev/null || exit 1; done

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", ROOT / "README.md"]
+BESIDE = ("CONTRIBUTING.md", "AGENTS.md", "README.md", "README.ko.md")
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in BESIDE)]
 PLACES = ("", "memo", "memo/train", "memo/evaluate", "memo/ui")
 
 
