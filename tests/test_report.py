@@ -62,6 +62,13 @@ def test_the_opening_says_what_was_measured(written):
     )
 
 
+def test_opening_names_the_sets_that_were_searched_by_meaning_alone(written):
+    before = copy.deepcopy(SQUAD)
+    before["what"]["strategies"]["rag"] = "passages by the question's embedding"
+    assert "before words were searched too: squad." in written(before, musique=MUSIQUE)[2]
+    assert "before words" not in written(SQUAD, musique=MUSIQUE)[2]
+
+
 def test_opening_names_the_sets_with_other_weights(written):
     trained = copy.deepcopy(MUSIQUE)
     trained["what"]["memory_weights"] = "books"

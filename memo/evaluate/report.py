@@ -109,6 +109,9 @@ def report(folder: Path, out: Path) -> None:
     write_atomic(out, "\n\n".join(parts) + "\n")
 
 
+BY_MEANING = "passages by the question's embedding"  # what rag was before it searched words as well
+
+
 # --- what was measured -----------------------------------------------------------------------------------------------
 
 
@@ -137,6 +140,8 @@ def opening(
         weights = models.pop("memory_weights")
         told = [f"{key} {model}" for key, model in models.items()]
         sentences.append(f"Models: {', '.join(told)}; memory weights: {weights}.")
+        if before := [name for name, r in sets.items() if r["what"].get("strategies", {}).get("rag") == BY_MEANING]:
+            sentences.append(f"Searched by meaning alone, before words were searched too: {', '.join(before)}.")
         sentences.append(
             "A difference is of the same questions and stands with its 95 % interval, drawn over libraries of"
             " documents, not over questions; where there are fewer than three, the mean stands alone. `*`: the interval"
