@@ -24,6 +24,7 @@ from memo.passages import Passage
 
 ASKED = 64  # different words of a question that are looked up
 TABLES = """
+PRAGMA secure_delete = ON;  -- what is deleted is overwritten
 CREATE TABLE IF NOT EXISTS places (id INTEGER PRIMARY KEY, document TEXT, start INTEGER, "end" INTEGER, page INTEGER);
 CREATE INDEX IF NOT EXISTS documents ON places (document);
 CREATE VIRTUAL TABLE IF NOT EXISTS bags USING fts5(words, tokenize = "unicode61 remove_diacritics 0");
@@ -75,6 +76,8 @@ class WordIndex:
         with self._lock, _kept(), self._base as base, closing(base.cursor()) as cursor:
             cursor.execute("DELETE FROM bags WHERE rowid IN (SELECT id FROM places WHERE document = ?)", (document,))
             cursor.execute("DELETE FROM places WHERE document = ?", (document,))
+            if cursor.rowcount:  # FTS5 only marks what is deleted, until its parts are merged
+                cursor.execute("INSERT INTO bags (bags) VALUES ('optimize')")
             for passage in passages:
                 place = (document, passage.start, passage.end, passage.page or 0)
                 cursor.execute('INSERT INTO places (document, start, "end", page) VALUES (?, ?, ?, ?)', place)

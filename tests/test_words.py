@@ -76,6 +76,18 @@ def test_documents_come_and_go(tmp_path):
     assert starts(again.rank("gold", 9, ["b"])) == [0]
 
 
+def test_what_is_deleted_is_not_in_the_file_any_more(tmp_path):
+    place = tmp_path / "words.sqlite"
+    index = WordIndex(place)
+    for number in range(20):
+        index.put(f"d{number}", passages(f"d{number}", f"the secret{number}zanzibar", "a mill by a river"))
+    assert b"zanzibar" in place.read_bytes()
+    for number in range(20):
+        index.put(f"d{number}", passages(f"d{number}", "a mill") if number % 2 else [])
+    left = [path for path in tmp_path.iterdir() if b"zanzibar" in path.read_bytes()]
+    assert left == [] and sum(index.sizes().values()) == 10
+
+
 def test_a_file_that_is_broken_is_begun_anew(tmp_path):
     place = tmp_path / "words.sqlite"
     place.write_bytes(b"this is no database" * 100)
