@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEPTH = 40  # passages a query brings
 WORDS_WEIGHT = 0.2  # chosen on train splits: squad, fairytaleqa, hotpotqa, 2wiki, musique, policyqa's test, qmsum
 BATCH = 128  # passages embedded and added at a time
+KEPT = 16  # collections whose index stays in memory; others are read from disk again
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def connect(place: Path, server: str = "") -> Any:
     quiet = ChromaSettings(anonymized_telemetry=False)
     if not server:
         place.mkdir(parents=True, exist_ok=True)
-        return chromadb.PersistentClient(str(place), settings=quiet)
+        client = chromadb.PersistentClient(str(place), settings=quiet)
+        _keep_few(client._server)
+        return client
     address = urlsplit(server if "//" in server else f"//{server}")
     try:
         return chromadb.HttpClient(
@@ -63,6 +66,15 @@ def connect(place: Path, server: str = "") -> Any:
         )
     except Exception as error:  # chromadb raises ValueError, httpx's and its own errors here
         raise BackendError("The Chroma server does not answer.", "Check MEMO_CHROMA and that it is running.") from error
+
+
+def _keep_few(server: Any) -> None:
+    """Chroma in this process keeps the index of every collection that was used, deleted ones too, and four open files
+    of each, until they are a fifth of the files that the system allows: a server of visitors would only ever grow."""
+    if server.hnsw_cache_size > KEPT:
+        server.hnsw_cache_size = KEPT
+        server.stop()
+        server.start()
 
 
 @contextmanager
@@ -91,8 +103,10 @@ class PassageIndex:
     def __init__(self, client: Any, name: str, embedder: Embedder) -> None:
         self.client, self.name, self.embedder = client, name, embedder
         with self._creating, _answering():
+            # an index that is not on disk cannot be read again once others have taken its place in memory
+            hnsw = {"space": "cosine", "sync_threshold": 1, "batch_size": 1}
             self.collection = client.get_or_create_collection(
-                name, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
+                name, embedding_function=None, configuration={"hnsw": hnsw}
             )
 
     def add(self, passages: Sequence[Passage]) -> None:

@@ -119,6 +119,10 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def __contains__(self, token: object) -> bool:
+        """Whether it is the token of a session that has not ended; asking does not count as use."""
+        return token in self._sessions
+
     def open(self) -> Session:
         """A new visitor.
 

@@ -122,7 +122,7 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
                        help="tokens: how memorizing grows")  # fmt: skip
     speed.add_argument("--passages", default="1000,10000,100000", metavar="A,B,…", help="in a collection")
     speed.add_argument("--visitors", default="1,4,8", metavar="A,B,…", help="asking at once")
-    reliability.add_arguments(command("reliability", "break files and kill processes"), at_least(0))
+    reliability.add_arguments(command("reliability", "break inputs, kill processes, send visitors"), at_least(0))
     report = command("report", "write RESULTS.md from the JSON files")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help=f"with qa/NAME.json, memory.json and the others (default {RESULTS})")  # fmt: skip

@@ -27,11 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 from memo.evaluate.kills import WORDS
 from memo.evaluate.served import Served, call, serving
+from memo.models import chosen
+from memo.settings import from_environment
 
 if TYPE_CHECKING:
     import httpx
 
 WAIT = 600.0  # seconds until a request counts as failed
+PAUSE = 20.0  # seconds until the app has put away what is left of calls
 QUESTIONS = ("What is the code of the lockbox?", "Who has the key, and since when?", "Where does the lockbox stand?")
 WAYS = ("rag", "memorag", "full_context", "hyde", "closed_book")  # strategies, in turn
 
@@ -64,7 +67,7 @@ class Seen:
             self.outcomes.setdefault(kind, Counter())[outcome] += 1
             self.seconds.setdefault(kind, []).append(seconds)
             if outcome == "refused":
-                self.sentences[said] += 1
+                self.sentences[f"{kind}: {said}"] += 1
             if outcome == "failed":
                 self.failures.append(f"{kind}: {said}"[:300])
 
@@ -167,7 +170,7 @@ class Crowd:
 def visit(
     served: Served, count: int, at_once: int, minutes: float, seed: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Sends the visitors to a running app. At least two visitors a client warm it up."""
+    """Sends the visitors to a running app. Half as many come before them, to warm it up."""
     import httpx
 
     draw, seen = random.Random(seed), Seen()
@@ -175,9 +178,14 @@ def visit(
         closing(httpx.Client(base_url=served.url, timeout=WAIT, limits=httpx.Limits(max_connections=None))) as web,
         ThreadPoolExecutor(at_once) as clients,
     ):
-        early = Crowd(web, invented(2 * at_once, draw), Seen(), draw)
-        for work in (early.come, *[early.ask] * len(WAYS), early.leave):
-            list(clients.map(work, early.visitors))
+        early = Crowd(web, invented(max(2 * at_once, count // 2), draw), Seen(), draw)
+
+        def come_and_leave(visitor: Visitor) -> None:
+            early.come(visitor)
+            early.leave(visitor)
+
+        list(clients.map(come_and_leave, early.visitors))
+        time.sleep(PAUSE)
         before, load = served.held(), [os.getloadavg()[0]]
         tell(f"warm: {before}")
         crowd = Crowd(web, invented(count, draw), seen, draw)
@@ -199,7 +207,7 @@ def visit(
         took = time.monotonic() - began
         load.append(os.getloadavg()[0])
         list(clients.map(crowd.leave, crowd.visitors))
-        time.sleep(1.0)
+        time.sleep(PAUSE)
         after = served.held()
         tell(f"all have left: {after}")
     requests = sum(counts.total() for counts in seen.outcomes.values())
@@ -210,7 +218,7 @@ def visit(
         "mixed_up": len(seen.mixed_up), "mixed_up_examples": seen.mixed_up[:5],
         "memory": {"before": before, "with_all": full, "after": after,
                    "change": round(after["bytes"] / before["bytes"] - 1, 4)},
-        "cores": os.cpu_count(), "load_average": [round(one, 2) for one in load],
+        "load_average": [round(one, 2) for one in load],
     }  # fmt: skip
 
 
@@ -224,5 +232,8 @@ def evaluate(
         BackendError: the app does not start, or ends.
     """
     room = {"MEMO_DATA": str(folder / "sessions"), "MEMO_MAX_SESSIONS": str(count + 2 * at_once)}
+    settings = from_environment({**os.environ, **(environment or {})})
+    names = chosen(settings)
     with serving({**room, **(environment or {})}, folder / "app.log") as served:
-        return visit(served, count, at_once, minutes, seed, tell)
+        found = visit(served, count, at_once, minutes, seed, tell)
+    return {"model": names["memory_model"], "answer_tokens": settings.answer_tokens, **found}

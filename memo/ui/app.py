@@ -24,7 +24,7 @@ from memo.models import UNTRAINED, chosen
 from memo.pipeline import Models
 from memo.sessions import Sessions
 from memo.settings import Settings
-from memo.ui import cards, marks
+from memo.ui import cards, marks, pages
 from memo.ui.api import Api
 from memo.ui.ask import EVERY, WATCHING, AskPage
 from memo.ui.decoder_tab import DecoderTab
@@ -183,12 +183,14 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
     fetch_nothing()
     _, url, _ = demo.launch(
         server_name=settings.host, server_port=settings.port or None, prevent_thread_lock=True, quiet=True,
+        state_session_capacity=pages.MOST,
         theme=theme(), css_paths=[ASSETS / "theme.css"], i18n=i18n, head=head(),
         max_file_size=settings.max_file_mb << 20, show_error=False, run_history=False, enable_monitoring=False,
         footer_links=["api", "gradio"], ssr_mode=False, pwa=False, share=False, mcp_server=True,
         app_kwargs={"middleware": door(settings, warmup)},
     )  # fmt: skip
     running = Running(demo, sessions, url, sessions.watch())
+    pages.watch(demo, sessions, running.sweeper)
     print(f"memo is at {url}", flush=True)
     warmup.start()
     note("serving")
