@@ -21,6 +21,16 @@ def note(folder: Path, more: dict[str, Any]) -> None:
     write_atomic(folder / "decoder.json", json.dumps({**about(folder), **more}, indent=1, ensure_ascii=False))
 
 
+def publish(made: Path, out: Path) -> None:
+    """Puts the files of a finished decoder in place of those in `out`, each whole at any moment, decoder.json last."""
+    files = sorted(made.iterdir(), key=lambda path: path.name == "decoder.json")
+    for old in {*out.glob("decoder*.safetensors*")} - {out / path.name for path in files}:
+        old.unlink()
+    for path in files:
+        path.replace(out / path.name)
+    made.rmdir()
+
+
 def about(folder: str | Path) -> dict[str, Any]:
     """What decoder.json says; nothing for a causal model that was not written by `save`.
 

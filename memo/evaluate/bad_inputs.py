@@ -1,6 +1,7 @@
-"""Files that are broken in every way that chance finds: what the readers make of them.
+"""Inputs that are broken in every way that chance finds: what their readers make of them.
 
-In: a number and a seed. Out: how many were read, refused with a typed error, crashed the reader or hung, for each kind:
+In: a number and a seed. Out: how many were read, refused with a typed error, crashed the reader or hung, for each kind
+(documents here, what memo wrote itself and requests in `bad_parts`):
 
     small valid files of every kind ──> bytes flipped, cut, repeated, put in, numbers made huge; inside of archives too
 
@@ -15,6 +16,8 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from memo.documents import read_bytes
@@ -156,11 +159,11 @@ def broken(data: bytes, draw: random.Random) -> bytes:
 # --- what becomes of them --------------------------------------------------------------------------------------------
 
 
-def outcome(data: bytes, name: str) -> tuple[str, str, float]:
+def outcome(work: Callable[[], object]) -> tuple[str, str, float]:
     """"read", "refused" or "crashed"; the type of the error; seconds."""
     began, error = time.monotonic(), ""
     try:
-        read_bytes(data, name, **LIMITS)
+        work()
         became = "read"
     except MemoError as refused:
         became, error = "refused", type(refused).__name__
@@ -169,25 +172,40 @@ def outcome(data: bytes, name: str) -> tuple[str, str, float]:
     return became, error, time.monotonic() - began
 
 
-def evaluate(count: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """`count` broken files, of all kinds in turn."""
-    files, draw = originals(), random.Random(seed)
-    for ending, data in files.items():
-        if outcome(data, f"whole{ending}")[0] != "read":
-            raise AssertionError(f"The whole {ending} is not read.")
-    found: dict[str, Counter[str]] = {ending: Counter() for ending in files}
+def reading(ending: str, data: bytes) -> Callable[[random.Random], object]:
+    """Breaks a file of that kind and has it read."""
+    return lambda draw: read_bytes(broken(data, draw), f"broken{ending}", **LIMITS)
+
+
+def evaluate(folder: Path, count: int, seed: int, cache: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """`count` bad inputs, of all kinds in turn."""
+    from memo.evaluate import bad_parts
+
+    for ending, data in originals().items():
+        read_bytes(data, f"whole{ending}", **LIMITS)
+    with bad_parts.trials(folder, cache) as parts:
+        files = {ending: reading(ending, data) for ending, data in originals().items()}
+        return measured({**files, **parts}, count, random.Random(seed), tell)
+
+
+def measured(
+    trials: Mapping[str, Callable[[random.Random], object]], count: int, draw: random.Random,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """What became of `count` trials: each breaks one input of its kind and has it read."""
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in trials}
     errors, crashes, longest = Counter[str](), list[dict[str, Any]](), 0.0
     for number in range(count):
-        ending = list(files)[number % len(files)]
-        became, error, seconds = outcome(broken(files[ending], draw), f"broken{ending}")
-        found[ending][became] += 1
-        found[ending]["hung"] += seconds > HANG
+        kind = list(trials)[number % len(trials)]
+        became, error, seconds = outcome(partial(trials[kind], draw))
+        found[kind][became] += 1
+        found[kind]["hung"] += seconds > HANG
         errors[error] += became == "refused"
         longest = max(longest, seconds)
-        if became == "crashed":
-            crashes.append({"number": number, "kind": ending, "error": error})
-            tell(f"{number}: {ending} {error}")
+        if became == "crashed" or seconds > HANG:
+            crashes.append({"number": number, "kind": kind, "error": error, "seconds": round(seconds, 1)})
+            tell(f"{number}: {kind} {error} ({seconds:.1f} s)")
         if (number + 1) % 100 == 0:
             tell(f"{number + 1} of {count}")
-    return {"count": count, "seed": seed, "kinds": found, "errors": {name: n for name, n in errors.items() if n},
+    return {"count": count, "kinds": found, "errors": {name: n for name, n in errors.items() if n},
             "crashes": crashes, "longest_seconds": round(longest, 2)}  # fmt: skip

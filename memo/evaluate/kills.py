@@ -1,24 +1,31 @@
-"""Processes that are killed (SIGKILL) at any moment: what is done must stay, what is half-done must not show.
+"""Processes that are killed (SIGKILL) at every stage of their work: what is done must stay, what is half-done must not
+show.
 
-In: how many kills, a seed. Out: for each stage, how many kills hit it while it worked, and that after each of them
+In: how many kills, a seed. Out: for each stage how many kills hit it, and that after each of them
 
-    memorize    every document that was listed before is there still, whole (its memory's checksum, its passages);
-                in the end all are, as if nothing had been killed
-    train       a Memory Decoder's datastore, neighbours and training go on, and the decoder is that of a run in peace
+    library    forgetting, indexing, memorizing, storing: every document that was said to be ready is there, whole (its
+               memory, its passages in Chroma and among the words); none that was said to be forgotten; no other
+    decoder    starting, reading (the datastore), indexing, choosing, neighbours, training, saving: every file that
+               shows is that of a run in peace, every step up to the last checkpoint is done, and so is the decoder
 
-A small random model does the work, in processes of its own: `python -m memo …`.
+A small random model does the work. A stage is hit at a moment that chance chooses within the time it takes in peace.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from memo.errors import TrainingFailed
@@ -26,21 +33,10 @@ from memo.errors import TrainingFailed
 SIZE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "initializer_range": 0.3}  # fmt: skip
 WORDS = ("pump", "chapel", "river", "crowns", "winter", "council", "vote", "boiler", "key", "bridge", "flood", "oak")
-DOCUMENTS = 12
-PLAN = ("steps=24", "batch=2", "micro=1", "layers=1", "save_every=4")
-# what is looked at after a kill, in a process of its own as well
-LOOK = """
-import hashlib, json, sys
-from memo.pipeline import open_library
-with open_library(sys.argv[1]) as rag:
-    reader, found = rag.models.memory_model(), {}
-    for entry in rag.library.documents.values():
-        memory = rag.library.load(entry.id, reader)
-        passages = rag.library.passages(entry.id)
-        assert passages and rag.library.text(entry.id), entry.name
-        found[entry.name] = [hashlib.sha256(memory.keys.numpy().tobytes()).hexdigest()[:16], len(passages)]
-print(json.dumps(found))
-"""
+DOCUMENTS, SENTENCES = 6, 40
+LIBRARY = ("forgetting", "indexing", "memorizing", "storing")
+DECODER = ("starting", "reading", "indexing", "choosing", "neighbours", "training", "saving")
+FORGOTTEN = 3  # documents that are forgotten and memorized again in a round
 
 
 def make_model(folder: Path, cache: Path) -> None:
@@ -63,98 +59,200 @@ def make_texts(folder: Path, draw: random.Random) -> list[Path]:
     folder.mkdir()
     paths = [folder / f"{number:02}.txt" for number in range(DOCUMENTS)]
     for number, path in enumerate(paths):
-        sentences = [" ".join(draw.choices(WORDS, k=9)).capitalize() + "." for _ in range(160)]
+        sentences = [" ".join(draw.choices(WORDS, k=9)).capitalize() + "." for _ in range(SENTENCES)]
         path.write_text(f"Document {number}. " + " ".join(sentences))
     return paths
 
 
-class Killing:
-    """Runs `python -m memo …` and kills it."""
+class Workers:
+    """Has jobs done (`memo.evaluate.killed`), in peace or until a kill."""
 
-    def __init__(self, folder: Path, draw: random.Random) -> None:
-        self.draw = draw
-        self.environment = os.environ | {
-            "MEMO_MEMORY_MODEL": str(folder / "model"), "MEMO_DEVICE": "cpu", "MEMO_DTYPE": "float32",
-            "MEMO_MEMORY_DECODER": "none", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path),
-        }  # fmt: skip
+    def __init__(self, model: Path, draw: random.Random) -> None:
+        self.draw, self.seconds = draw, dict[str, list[float]]()
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+                                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # fmt: skip
+        self.errors = model.with_name("errors.log")
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen([sys.executable, "-m", "memo.evaluate.killed", str(model)],
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                                            env=environment, text=True)  # fmt: skip
+        self._heard()
 
-    def whole(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """In peace. Raises TrainingFailed if it fails."""
-        done = subprocess.run([sys.executable, *words], env=self.environment, capture_output=True, text=True)
-        if done.returncode:
-            raise TrainingFailed(f"{' '.join(words[:3])} failed after a kill: {done.stderr.strip()[-300:]}")
-        return done
+    def __enter__(self) -> Workers:
+        return self
 
-    def killed(self, words: list[str], before: float, span: float) -> bool:
-        """Begins it, and kills it after `before` seconds and a random part of `span`. -> whether it still ran"""
-        process = subprocess.Popen([sys.executable, *words], env=self.environment, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)  # fmt: skip
-        try:
-            process.wait(before + span * self.draw.random())
-            return False
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return True
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def _heard(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise TrainingFailed(f"The process of the work has ended: {self.errors.read_text()[-300:]}")
+        return json.loads(line)
+
+    def _begin(self, job: dict[str, Any]) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return self._heard()["pid"]
+
+    def peace(self, **job: Any) -> list[dict[str, Any]]:
+        """Does a job to its end. -> what it told; how long stages take is kept
+
+        Raises:
+            TrainingFailed: it failed.
+        """
+        self._begin(job)
+        told, began, stage = list[dict[str, Any]](), time.monotonic(), ""
+        while "ended" not in (line := self._heard()):
+            now = time.monotonic()
+            if stage:
+                self.seconds.setdefault(f"{job['work']} {stage}", []).append(now - began)
+            began, stage = now, line.get("stage", "")
+            told.append(line)
+        if line["ended"]:
+            raise TrainingFailed(f"{job['work']} failed after a kill: {self.errors.read_text().strip()[-300:]}")
+        return told
+
+    def killed(self, stage: str, number: int, **job: Any) -> tuple[bool, list[dict[str, Any]]]:
+        """Begins a job and kills it in its `number`th moment at that stage. -> whether it still ran, what it told"""
+        pid, told = self._begin(job), list[dict[str, Any]]()
+        while "ended" not in (line := self._heard()):
+            told.append(line)
+            if line.get("stage") == stage:
+                number -= 1
+                if number == 0:
+                    time.sleep(self.draw.random() * statistics.median(self.seconds[f"{job['work']} {stage}"]))
+                    os.kill(pid, signal.SIGKILL)  # nobody else gets its number before `killed.main` has waited for it
+        return line["ended"] == -signal.SIGKILL, told
 
 
-def memorizing(folder: Path, killing: Killing, kills: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Kills while documents are memorized and indexed. Raises TrainingFailed: something was lost or half-done."""
-    files = [str(path) for path in make_texts(folder / "texts", killing.draw)]
-
-    def command(library: str) -> list[str]:
-        return ["-m", "memo", "memorize", *files, "--library", str(folder / library)]
-
-    def look(library: str) -> dict[str, Any]:
-        return json.loads(killing.whole("-c", LOOK, str(folder / library)).stdout.splitlines()[-1])
-
-    began = time.monotonic()
-    killing.whole(*command("peace"))
-    took, wanted = time.monotonic() - began, look("peace")
-    hit, number = 0, 0
-    while hit < kills:
-        number += 1
-        library, known = f"killed-{number}", dict[str, Any]()
-        for _ in range(4):  # the same library, killed again and again
-            hit += killing.killed(command(library), 0.35 * took, 0.6 * took)
-            found = look(library) if (folder / library).exists() else {}
-            if any(found.get(name) != whole for name, whole in known.items()):
-                raise TrainingFailed(f"A kill lost {set(known) - set(found)}.")
-            if any(wanted[name] != whole for name, whole in found.items()):
-                raise TrainingFailed("A document that shows is not whole.")
-            known = found
-            tell(f"memorize: {hit} kills, {len(known)} of {len(files)} documents there")
-        killing.whole(*command(library))
-        if look(library) != wanted:
-            raise TrainingFailed("After the kills the library is not the one made in peace.")
-    return {"kills": hit, "lost": 0, "half_done": 0, "seconds_in_peace": round(took, 1)}
+# --- the library -----------------------------------------------------------------------------------------------------
 
 
-def training(folder: Path, killing: Killing, kills: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Kills while a Memory Decoder is made. Raises TrainingFailed: it is another one than in peace."""
-    import torch
+def library(folder: Path, workers: Workers, kills: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Kills while documents are forgotten, indexed, memorized and stored.
+
+    Raises:
+        TrainingFailed: something was lost, half-done, or not forgotten.
+    """
+    texts = [str(path) for path in sorted((folder / "texts").iterdir())]
+    names, place = [Path(text).name for text in texts], str(folder / "library")
+
+    def look() -> dict[str, Any]:
+        [found] = workers.peace(work="look", library=place)
+        if found["strange"]:
+            raise TrainingFailed(f"Passages of {found['strange']} are there, which is no document.")
+        return found["documents"]
+
+    workers.peace(work="memorize", library=place, texts=texts, forget=[])
+    wanted = look()
+    if wanted.keys() != set(names) or any(len({*sizes}) > 1 for _, *sizes in wanted.values()):
+        raise TrainingFailed(f"The library made in peace is not whole: {wanted}")
+    workers.peace(work="memorize", library=place, texts=texts, forget=names[:FORGOTTEN])
+    there, hit = set(names), Counter[str]()
+    while hit.total() < kills:
+        stage = LIBRARY[hit.total() % len(LIBRARY)]
+        forget = workers.draw.sample(sorted(there), min(FORGOTTEN, len(there)))
+        job = {"work": "memorize", "library": place, "texts": texts, "forget": forget}
+        ran, told = workers.killed(stage, workers.draw.randint(1, len(forget)), **job)
+        hit[stage] += ran
+        found = look()
+        sure, unsure = certain(there, told)
+        if lost := sure - found.keys():
+            raise TrainingFailed(f"A kill while {stage} lost {sorted(lost)}.")
+        if more := found.keys() - sure - unsure:
+            raise TrainingFailed(f"After a kill while {stage} there is {sorted(more)}, which nobody finished.")
+        if any(wanted[name] != whole for name, whole in found.items()):
+            raise TrainingFailed(f"After a kill while {stage} a document that shows is not whole.")
+        there = set(found)
+        tell(f"library: {hit.total()} kills, now while {stage}; {len(there)} of {len(names)} documents there")
+        if len(there) < FORGOTTEN or hit.total() == kills:
+            workers.peace(work="memorize", library=place, texts=texts, forget=[])
+            if look() != wanted:
+                raise TrainingFailed("After the kills the library is not the one made in peace.")
+            there = set(names)
+    return {"kills": dict(hit), "lost": 0, "half_done": 0}
+
+
+def certain(there: set[str], told: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
+    """Documents that must be there after what was told, and those that may be: which were being put in or taken out."""
+    sure, unsure = set(there), set[str]()
+    for line in told:
+        stage, name = line.get("stage"), line.get("name", "")
+        if stage == "ready":
+            sure.add(name)
+        elif stage in ("forgetting", "forgotten"):
+            sure.discard(name)
+        if stage in ("forgetting", "indexing"):
+            unsure = {name}
+        elif stage in ("forgotten", "ready"):
+            unsure = set()
+    return sure, unsure - sure
+
+
+# --- the decoder -----------------------------------------------------------------------------------------------------
+
+
+def files(out: Path) -> dict[str, str]:
+    """What shows of a decoder and of what it is made from, and the content of each in short."""
+    shown = [*out.glob("work/store/keys-*.safetensors"), *out.glob("work/targets/targets-*.arrow"),
+             *out.glob("work/run/weights.safetensors"), *out.glob("decoder*.safetensors")]  # fmt: skip
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in shown}
+
+
+def steps(out: Path) -> int:
+    """The last step that a checkpoint has. Raises TrainingFailed if it is not whole."""
     from safetensors.torch import load_file
 
-    plan = [word for one in PLAN for word in ("--set", one)]
+    found = sorted(out.glob("work/run/checkpoint-*"))
+    if not found:
+        return 0
+    try:
+        for name in ("weights", "optimizer"):
+            load_file(found[-1] / f"{name}.safetensors")
+        return json.loads((found[-1] / "state.json").read_text())["step"]
+    except Exception as error:  # whatever a half-written file makes of its reader
+        raise TrainingFailed(f"The checkpoint {found[-1].name} is not whole: {error}") from error
 
-    def command(out: str) -> list[str]:
-        return ["-m", "memo", "decode-train", str(folder / "texts"), *plan, "--out", str(folder / out)]
 
-    began = time.monotonic()
-    killing.whole(*command("made"))
-    took, hit, number = time.monotonic() - began, 0, 0
-    wanted = load_file(folder / "made" / "decoder.safetensors")
-    while hit < kills:
+def decoder(folder: Path, workers: Workers, kills: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Kills while a Memory Decoder is made, stage after stage of the same one, then of another.
+
+    Raises:
+        TrainingFailed: something was lost, half-done, or is another than in peace.
+    """
+    from memo.evaluate.killed import PLAN
+
+    texts, hit, number = [str(folder / "texts")], Counter[str](), 0
+    [*_, made] = workers.peace(work="train", texts=texts, out=str(folder / "peace"))
+    wanted, again = files(folder / "peace"), 0
+    while hit.total() < kills:
         number += 1
-        out = f"made-{number}"
-        for _ in range(4):
-            hit += killing.killed(command(out), 0.35 * took, 0.6 * took)
-            tell(f"train: {hit} kills")
-        killing.whole(*command(out))
-        found = load_file(folder / out / "decoder.safetensors")
-        if any(not torch.equal(tensor, wanted[name]) for name, tensor in found.items()):
+        out = folder / f"killed-{number}"
+        for stage in DECODER[: kills - hit.total()]:
+            moment = workers.draw.randint(1, 3) if stage in ("reading", "neighbours", "training") else 1
+            ran, told = workers.killed(stage, moment, work="train", texts=texts, out=str(out))
+            hit[stage] += ran
+            again += not ran
+            found, trained = files(out), [line["done"] for line in told if line.get("stage") == "training"]
+            if any(wanted.get(name) != content for name, content in found.items()):
+                raise TrainingFailed(f"After a kill while {stage} a file shows that is not that of a run in peace.")
+            if (last := max(trained, default=0)) - last % PLAN.save_every > steps(out):
+                raise TrainingFailed(f"A kill while {stage} lost steps of the training.")
+            about = out / "decoder.json"
+            if about.exists() and json.loads(about.read_text())["alpha"] != made["decoder"]:
+                raise TrainingFailed(f"After a kill while {stage} a decoder shows that is not finished.")
+            tell(f"decoder: {hit.total()} kills, now while {stage}; {len(found)} files, {steps(out)} steps")
+        workers.peace(work="train", texts=texts, out=str(out))
+        if files(out) != wanted:
             raise TrainingFailed("After the kills the decoder is not the one made in peace.")
-    return {"kills": hit, "another_decoder": 0, "seconds_in_peace": round(took, 1)}
+    return {"kills": dict(hit), "ended_before": again, "lost": 0, "half_done": 0, "another_decoder": 0}
 
 
 def evaluate(folder: Path, kills: int, seed: int, cache: Path, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -164,5 +262,8 @@ def evaluate(folder: Path, kills: int, seed: int, cache: Path, tell: Callable[[s
         TrainingFailed: something was lost, half-done or different after a kill.
     """
     make_model(folder / "model", cache)
-    killing, half = Killing(folder, random.Random(seed)), (kills + 1) // 2
-    return {"memorize": memorizing(folder, killing, half, tell), "train": training(folder, killing, half, tell)}
+    draw, half = random.Random(seed), (kills + 1) // 2
+    make_texts(folder / "texts", draw)
+    with Workers(folder / "model", draw) as workers:
+        found = {"library": library(folder, workers, half, tell)}
+        return {**found, "decoder": decoder(folder, workers, kills - half, tell)}

@@ -117,9 +117,11 @@ def make(
     if accelerator.is_main_process:
         chosen = {"k": choice.k, "temperature": choice.temperature, "weight": choice.weight,
                   "index": index.kind, "recall": index.recall}  # fmt: skip
-        decoder.save(student, llm, tokenizer, out, {"plan": asdict(plan), "tokens": store.size, "neighbours": chosen,
-                                                    "start": Path(start).name})  # fmt: skip
-        decoder_file.note(out, {**about, **measured(llm, tokenizer, held, some, out, plain.logp, choice)})
+        made = work / "made"  # nobody shall see it before it is whole
+        decoder.save(student, llm, tokenizer, made, {"plan": asdict(plan), "tokens": store.size, "neighbours": chosen,
+                                                     "start": Path(start).name})  # fmt: skip
+        decoder_file.note(made, {**about, **measured(llm, tokenizer, held, some, made, plain.logp, choice)})
+        decoder_file.publish(made, out)
     accelerator.wait_for_everyone()
     told(Progress("done", 1, 1))
     return decoder_file.about(out)

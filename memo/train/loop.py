@@ -218,21 +218,22 @@ def _resume(
         return state
     try:
         state = {name: json.loads((found[-1] / "state.json").read_text())[name] for name in START}
-        moments = load_file(found[-1] / "optimizer.safetensors")
+        if state["step"] != int(found[-1].name.rpartition("-")[2]) or not math.isfinite(sum(state.values())):
+            raise ValueError("its state is that of another step")
+        of: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(found[-1] / "optimizer.safetensors").items():
+            name, _, moment = key.rpartition(".")
+            of.setdefault(names.index(name), {})[moment] = value
         weights.load_state_dict(load_file(found[-1] / "weights.safetensors"))
+        optimizer.load_state_dict({"state": of, "param_groups": optimizer.state_dict()["param_groups"]})
     except Exception as error:  # whatever a damaged file makes of its reader
         told = f"The checkpoint {found[-1].name} in {folder} cannot be read."
         raise SettingsError(told, "Delete it: training goes on from the one before.") from error
-    of: dict[int, dict[str, Tensor]] = {}
-    for key, value in moments.items():
-        name, _, moment = key.rpartition(".")
-        of.setdefault(names.index(name), {})[moment] = value
-    optimizer.load_state_dict({"state": of, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
 
 def _cut_log(path: Path, step: int) -> None:
     """Takes away what was logged after the checkpoint."""
     if path.exists():
-        kept = path.read_text().splitlines()[:step]
-        path.write_text("".join(line + "\n" for line in kept))
+        kept = path.read_text(errors="replace").splitlines()[:step]
+        write_atomic(path, "".join(line + "\n" for line in kept))
