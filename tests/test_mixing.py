@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from memo.memory import MemoryModel, inference, read_all
 from memo.mixing import Mixing
 from memo.models import Models
 from memo.settings import Settings
-from memo.ui.decoding import routed
+from memo.ui.decoding import best_alpha, routed
 from memo.ui.texts import note
 
 QUESTION = (("user", "Who bought the mill?"),)
@@ -165,6 +166,8 @@ def test_a_decoder_with_a_router_is_known_without_loading_it(tmp_path):
     assert not routed(session)
     (tmp_path / "router.safetensors").write_bytes(b"")
     assert routed(session)
+    fixed = SimpleNamespace(settings=replace(session.settings, alpha=0.3), rag=session.rag)
+    assert not routed(fixed) and best_alpha(fixed) == 0.3  # the host has chosen
     session.rag.mixing = object()  # the visitor's own, which has none
     assert not routed(session)
 

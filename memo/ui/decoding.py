@@ -42,7 +42,9 @@ def usable(session: Session) -> bool:
 
 
 def routed(session: Session) -> bool:
-    """Whether the decoder has a router, without loading it."""
+    """Whether the decoder's router decides, without loading it: not where the host has chosen an alpha."""
+    if session.settings.alpha >= 0:
+        return False
     return decoder_of(session) == "shared" and (Path(decoder_place(session.settings)) / ROUTER).exists()
 
 
