@@ -2,6 +2,7 @@
 
 import csv
 import io
+import threading
 import time
 from types import SimpleNamespace
 
@@ -110,3 +111,21 @@ def wait(testing):
     while testing.running and time.monotonic() < end:
         time.sleep(0.05)
     assert not testing.running
+
+
+def test_few_are_answered_at_once_and_the_others_wait_their_turn(tiny_rag, monkeypatch):
+    list(tiny_rag.memorize([tiny.document("mill.txt", "The mill has nine blades of oak. " * 8)]))
+    turns = threading.Semaphore(1)
+    monkeypatch.setattr(questions, "AT_ONCE", turns)
+    turns.acquire()  # somebody else's
+    visits = [Visit(session_of(tiny_rag), "en") for _ in range(2)]
+    for visit in visits:
+        visit.testing.questions = [Question("How many blades?", ("nine",))]
+        visit.testing.begin(["closed_book"])
+    assert "come next" in testing_tab.status(visits[0]) and not visits[0].testing.results
+    visits[1].testing.stop()  # whoever waits can stop
+    wait(visits[1].testing)
+    assert not visits[1].testing.results and not visits[1].testing.waiting
+    turns.release()
+    wait(visits[0].testing)
+    assert len(visits[0].testing.results) == 1 and turns.acquire(blocking=False)

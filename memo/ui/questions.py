@@ -27,6 +27,7 @@ BYTES = 200_000
 ANSWERS = ("answers", "answer", "answer(s)")
 COLUMNS = ("question", "strategy", "answer", "f1", "exact_match", "in_passages", "error")
 MEASURES = ("f1", "exact_match", "in_passages")
+AT_ONCE = threading.Semaphore(2)  # visitors whose questions are answered at the same time; others wait for their turn
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Evaluation:
         self.questions: list[Question] = []
         self.results: list[Result] = []
         self.done = 0  # questions
-        self.running = False
+        self.running = self.waiting = False
         self.error: Exception | None = None
         self.refused = ""  # the key of a text that says why it was not begun
         self.began = 0.0
@@ -156,7 +157,7 @@ class Evaluation:
         """Answers the questions in the background."""
         self._stop.all()
         self._stop, self.results, self.done, self.error = AskStop(self.session), [], 0, None
-        self.running, self.began = True, time.monotonic()
+        self.running = self.waiting = True
         work = (list(self.questions), tuple(strategies), alpha, self.results, self._stop)
         threading.Thread(target=self._work, args=work, daemon=True, name="memo-testing").start()
 
@@ -175,6 +176,8 @@ class Evaluation:
         self, questions: list[Question], strategies: tuple[str, ...], alpha: float, results: list[Result], stop: AskStop
     ) -> None:
         error = None
+        if not (mine := self._turn(stop)):
+            questions = []
         for question in questions:
             if stop.wanted():
                 break
@@ -190,5 +193,17 @@ class Evaluation:
                 break
             if stop is self._stop and not stop.wanted():
                 self.done += 1
+        if mine:
+            AT_ONCE.release()
         if stop is self._stop:  # else it was begun again, or forgotten
-            self.error, self.running = error, False
+            self.error, self.running, self.waiting = error, False, False
+
+    def _turn(self, stop: AskStop) -> bool:
+        """Waits for it. False: it was stopped before."""
+        while not stop.wanted():
+            if AT_ONCE.acquire(timeout=0.2):
+                if stop is self._stop:
+                    self.waiting, self.began = False, time.monotonic()
+                return True
+            self.session.used = time.monotonic()
+        return False

@@ -92,7 +92,7 @@ class EvaluationTab:
         visit, shown = self.ask.visit(token, request), None
         while True:
             testing = visit.testing
-            now = (testing.running, testing.done, len(testing.results), round(testing.left or 0))
+            now = (testing.running, testing.waiting, testing.done, len(testing.results), round(testing.left or 0))
             if now != shown:
                 shown = now
                 yield self.draw_testing(visit)
@@ -134,6 +134,8 @@ def status(visit: Visit) -> str:
     if not testing.running:
         key = "testing.done" if testing.results or done else "testing.ready"
         return cards.notice("ready", say(language, key, done=done, count=count))
+    if testing.waiting:
+        return cards.notice("busy", say(language, "testing.waiting"))
     if testing.left is None:
         return cards.notice("busy", say(language, "testing.running", done=done, count=count))
     return cards.notice("busy", say(language, "testing.left", done=done, count=count, seconds=round(testing.left)))
