@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -74,6 +75,14 @@ def test_filters_leave_what_was_chosen():
     told = measured.tables("questions", found)
     assert "squad" in told and "memorag" not in told and "hotpotqa" not in told
     measured.figures("questions", found)
+
+
+def test_every_metric_has_a_name_in_both_languages():
+    found = measured.chosen(measured.contents(FOLDER, "questions"), [], [])
+    english, korean = (measured.tables("questions", found, language) for language in ("en", "ko"))
+    assert "### Recall@3: share of the evidence" in english and "### Recall@3: 처음 3개" in korean
+    headings = re.findall(r"^### (.*)", korean, re.MULTILINE)
+    assert len(headings) == english.count("### ") > 10 and all(re.search("[가-힣]", heading) for heading in headings)
 
 
 def test_a_missing_folder_has_nothing(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memo.plots_style import Results
+from memo.ui.texts import say
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -70,14 +71,14 @@ def chosen(files: Mapping[str, Any], sets: Sequence[str], strategies: Sequence[s
     return out
 
 
-def tables(section: str, found: Mapping[str, Results]) -> str:
-    """The tables of a section as Markdown."""
+def tables(section: str, found: Mapping[str, Results], language: str = "en") -> str:
+    """The tables of a section as Markdown; those of question sets with headings in the visitor's language."""
     from memo.evaluate import report_tables
     from memo.evaluate.report_decoder import beyond, decoders
     from memo.evaluate.report_reliability import reliable
 
     if section == "questions":
-        return _questions(found)
+        return _questions(found, language)
     if section == "decoder":
         return "\n\n".join(decoders(found))
     make = {
@@ -87,12 +88,18 @@ def tables(section: str, found: Mapping[str, Results]) -> str:
     return "\n\n".join(part for name, results in found.items() for part in (f"# {name}", *make(results)))
 
 
-def _questions(sets: Mapping[str, Results]) -> str:
+def metric_name(metric: str, language: str) -> str:
+    """What a metric is, in words."""
+    name, _, k = metric.partition("@")
+    return say(language, f"metric.{name}", k=k)
+
+
+def _questions(sets: Mapping[str, Results], language: str) -> str:
     from memo.evaluate.report_tables import difference, interval, table
 
     out = []
     metrics = dict.fromkeys(m for r in sets.values() for values in r["strategies"].values() for m in values)
-    for part, cell, note in (("strategies", interval, ""), ("against_rag", difference, " − rag")):
+    for part, cell in (("strategies", interval), ("against_rag", difference)):
         for metric in metrics:
             some = {name: r[part] for name, r in sets.items() if any(metric in v for v in r[part].values())}
             columns = [
@@ -100,7 +107,10 @@ def _questions(sets: Mapping[str, Results]) -> str:
                 for s in dict.fromkeys(s for values in some.values() for s in values if metric in values[s])
             ]
             if some:
-                out += [f"### {metric}{note}", table(some.items(), ("set", lambda row: row[0]), *columns)]
+                title = metric_name(metric, language)
+                title = title if part == "strategies" else say(language, "metric.less", metric=title)
+                first = (say(language, "metric.set"), lambda row: row[0])
+                out += [f"### {title}", table(some.items(), first, *columns)]
     return "\n\n".join(out)
 
 

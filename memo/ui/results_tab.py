@@ -69,7 +69,7 @@ class ResultsTab:
             title = esc(say(language, "results.commands", names=", ".join(found)))
             lines.append(f"<details><summary>{title}</summary>{made}</details>")
         figures = measured.figures(section, found)
-        tables = measured.tables(section, found) if found else ""
+        tables = measured.tables(section, found, language) if found else ""
         return filters | {p.commands: "".join(lines), p.tables: tables} | self._plots(figures)
 
     def _plots(self, figures: list) -> Updates:
