@@ -258,7 +258,7 @@ def _claim(store: Datastore) -> None:
         write_atomic(path, json.dumps(_about(store)))
     try:
         known = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DatastoreError(f"{path} cannot be read.", "Delete the folder to build it anew.") from error
     about = _about(store)
     if known != about:

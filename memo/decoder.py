@@ -29,7 +29,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memo.decoder_file import ROUTER, about
-from memo.errors import ModelError, WrongModel, reason
+from memo.errors import MemoError, ModelError, WrongModel, reason
 from memo.models import attention_of, cache_name, fingerprint, write_atomic
 
 if TYPE_CHECKING:
@@ -234,7 +234,9 @@ def load(name: str | Path, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerF
             for file in sorted(Path(name).glob("decoder*.safetensors")):
                 state |= load_file(file)
             own(decoder, llm).load_state_dict(state)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except MemoError:
+        raise
+    except Exception as error:  # whatever a damaged folder makes of its readers
         raise ModelError(f"The Memory Decoder {Path(name).name!r} cannot be loaded: {reason(error)}") from error
     return decoder.to(llm.device).eval().requires_grad_(False)
 

@@ -42,5 +42,5 @@ def about(folder: str | Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"The Memory Decoder in {path.parent.name} is damaged: {reason(error)}") from error

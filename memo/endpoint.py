@@ -14,6 +14,9 @@ from typing import Any
 from memo.errors import BackendError, reason
 from memo.generate import Prompt, Stream
 
+TIMEOUT = 120  # seconds without a word from the endpoint
+LETTERS = 16  # of a token at most, on the average of an answer
+
 
 class EndpointGenerator:
     """A model behind an OpenAI-compatible endpoint (vLLM, llama.cpp, Ollama, a hosted one)."""
@@ -23,7 +26,7 @@ class EndpointGenerator:
     def __init__(self, url: str, model: str, key: str = "") -> None:
         from openai import OpenAI
 
-        self.client = OpenAI(base_url=url, api_key=key or "none", max_retries=1, timeout=120)
+        self.client = OpenAI(base_url=url, api_key=key or "none", max_retries=1, timeout=TIMEOUT)
         self.model = self.name = model
 
     def open(self) -> EndpointRun:
@@ -77,6 +80,9 @@ class EndpointRun:
                 stream.first_token = stream.first_token or time.monotonic()
                 stream.text += choice.delta.content
                 stream.tokens += not chunk.usage
+        if len(stream.text) > LETTERS * stream.prompt.max_tokens:  # an endpoint that does not end where it was told to
+            stream.stop()
+            stream.done = True
 
     def step(self) -> bool:
         self._streams = [s for s in self._streams if not s.done]

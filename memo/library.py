@@ -112,7 +112,7 @@ class Library:
     def _read_entry(path: Path) -> Entry:
         try:
             return Entry(**json.loads((path / "document.json").read_text(encoding="utf-8"))["entry"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             told = f"What is known of the document in {path} cannot be read."
             raise DamagedMemory(told, "Delete that folder, then memorize the document again.") from error
 
@@ -365,7 +365,7 @@ def collection_of(root: Path) -> str:
     try:
         about = json.loads((root / "library.json").read_text())
         return str(about["collection"]) if about["version"] == VERSION else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -47,7 +47,7 @@ class Rows:
             header, *units = map(json.loads, whole.splitlines())
             known = dict(header["about"])
             self.done = {unit["key"]: unit["rows"] for unit in units}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SettingsError(f"{self.path} is not a file of measured rows.", hint) from error
         if known != about:
             other = [name for name in sorted(known.keys() | about.keys()) if known.get(name) != about.get(name)]

@@ -176,7 +176,7 @@ def _claim(folder: Path, run: dict[str, Any]) -> None:
         write_atomic(path, json.dumps(run, indent=1))
     try:
         known = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise SettingsError(f"{path} cannot be read.", "Choose another folder, or delete it to start anew.") from error
     if known != run:
         other = [key for key in sorted(known.keys() | run.keys()) if known.get(key) != run.get(key)]
