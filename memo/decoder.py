@@ -224,15 +224,18 @@ def load(name: str | Path, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerF
         if not known:
             decoder = AutoModelForCausalLM.from_pretrained(name, dtype=llm.dtype, attn_implementation=way)
         else:
+            state: dict[str, Tensor] = {}
+            for file in sorted(Path(name).glob("decoder*.safetensors")):
+                state |= load_file(file)
+            layers = {part for key in state for part in key.split(".")[1:2] if part.isdecimal()}
+            if config.num_hidden_layers != len(layers):  # before a million layers are made for a damaged number
+                raise ValueError("its config has another number of layers than its weights")
             # in float32 first: another dtype would be torch's default for a moment, for every thread
             decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=way)
             for weight in decoder.parameters():
                 weight.data = weight.data.to(llm.dtype)
             if known["shares"]:
                 share(decoder, llm)
-            state: dict[str, Tensor] = {}
-            for file in sorted(Path(name).glob("decoder*.safetensors")):
-                state |= load_file(file)
             own(decoder, llm).load_state_dict(state)
     except MemoError:
         raise

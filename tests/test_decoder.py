@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import tiny
@@ -216,6 +217,15 @@ def test_damaged_decoder_is_refused(llm, student, tmp_path):
         decoder.load(tmp_path, llm, tiny.tokenizer())
     (tmp_path / "decoder.json").write_text("{")
     with pytest.raises(ModelError, match="damaged"):
+        decoder.load(tmp_path, llm, tiny.tokenizer())
+
+
+@pytest.mark.parametrize("count", ["99999999999", "2", "-1", '"x"', "1e999", "[" * 5000])
+def test_a_damaged_number_of_layers_is_refused_at_once(llm, student, tmp_path, count):
+    decoder.save(student, llm, tiny.tokenizer(), tmp_path, {})
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(re.sub(r'"num_hidden_layers": \d+', f'"num_hidden_layers": {count}', config))
+    with pytest.raises(ModelError, match="cannot be loaded"):
         decoder.load(tmp_path, llm, tiny.tokenizer())
 
 
