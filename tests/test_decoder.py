@@ -220,7 +220,7 @@ def test_damaged_decoder_is_refused(llm, student, tmp_path):
         decoder.load(tmp_path, llm, tiny.tokenizer())
 
 
-@pytest.mark.parametrize("count", ["99999999999", "2", "-1", '"x"', "1e999", "[" * 5000])
+@pytest.mark.parametrize("count", ["99999999999", "1", "-1", '"x"', "1e999", "[" * 5000])
 def test_a_damaged_number_of_layers_is_refused_at_once(llm, student, tmp_path, count):
     decoder.save(student, llm, tiny.tokenizer(), tmp_path, {})
     config = (tmp_path / "config.json").read_text()
