@@ -26,8 +26,8 @@ def broken(inputs: Mapping[str, Any], hang: float) -> list[str]:
     outcomes = ("read", "refused", "crashed", "hung")
     return [
         f"{inputs['count']:,} bad inputs: documents by their endings, files that memo wrote itself, requests to the"
-        f" app; the longest took {inputs['longest_seconds']:.1f} seconds. Refused is refused with a sentence for the person;"
-        f" hung is more than {hang:g} seconds.",
+        f" app; the longest took {inputs['longest_seconds']:.1f} seconds. Refused is refused with a sentence for the"
+        f" person; hung is more than {hang:g} seconds.",
         table(list(inputs["kinds"].items()), ("kind", lambda one: one[0]),
               *((name, lambda one, name=name: str(one[1].get(name, 0))) for name in outcomes)),
     ]  # fmt: skip
