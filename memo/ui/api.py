@@ -33,6 +33,9 @@ def told(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any
             return function(*arguments, **more)
         except MemoError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        except Exception as fault:
+            told = "That could not be done. Is every argument of the type that is documented?"
+            raise gr.Error(told) from fault
 
     return safe
 
