@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import asyncio
 import base64
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -32,6 +34,13 @@ def app(tmp_path_factory, tiny_folder):
 @pytest.fixture(scope="module")
 def client(app):
     return Client(app.url, verbose=False)
+
+
+def test_the_lines_of_the_readme_run(app, capsys):
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```text\n(from gradio_client.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(block.replace("http://127.0.0.1:7860", app.url), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_only_what_is_documented_can_be_called(client):

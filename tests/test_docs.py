@@ -1,6 +1,6 @@
 """The pages in docs/ name files that are there, link to what exists, and give the numbers and commands of the code.
 
-Their Python and shell is executed in test_readme.py.
+Their Python and shell is executed in test_readme.py, what is said to a running app in test_api.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from memo import memory_file
 from memo.cli import parser
+from memo.evaluate import data
 from memo.memory import read_all
 from memo.train import recipe
 
@@ -65,6 +66,14 @@ def test_commands_are_found():
     pages = {page.name: len(list(commands(page))) for page in PAGES}
     assert pages["training.md"] == 8 and pages["measuring.md"] >= 7 and pages["memory-decoder.md"] == 4
     assert pages["README.md"] == pages["README.ko.md"] == 2
+
+
+def test_the_lines_of_a_question_set_that_are_shown_are_one(tmp_path):
+    shown = re.findall(r"^\{.*\}$", page_named("measuring.md"), re.MULTILINE)
+    for name, line in zip(("docs", "dev"), shown, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(line, encoding="utf-8")
+    [question] = data.load(tmp_path, "dev", "group").questions
+    assert question.answerable and len(question.evidence) == 1
 
 
 def test_the_numbers_of_the_training_are_those_of_the_recipe():
