@@ -96,6 +96,10 @@ class LimitReached(MemoError):
     """A visitor's allowance (documents, tokens, sessions) is used up."""
 
 
+class TooManyWeights(LimitReached):
+    """As many visitors as there may be keep memory weights of their own."""
+
+
 class BackendError(MemoError):
     """A generator or a database behind the network did not answer as it should."""
 
@@ -110,6 +114,14 @@ class DatastoreError(MemoError):
 
 class TrainingFailed(MemoError):
     """A training that cannot go on."""
+
+
+class TooLittleText(MemoError):
+    """Too little to train on and to measure on."""
+
+
+class LessonsError(MemoError):
+    """A file of lessons that cannot be used."""
 
 
 class QuestionsError(MemoError):

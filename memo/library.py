@@ -293,6 +293,15 @@ class Library:
             if self._memory is not None:
                 self._memory.add(memory)
 
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Within it files of memories may be put in place of others; all are loaded anew afterwards."""
+        with self._changing:
+            try:
+                yield
+            finally:
+                self._memory = None
+
     def remove(self, document: str) -> None:
         """Takes a document out: its text, its memory, its passages."""
         with self._changing:
@@ -316,7 +325,7 @@ class Library:
         from memo.memory import Memory
 
         with self._changing:
-            memory = Memory(model) if self._memory is None else self._memory
+            memory = self._memory if self._memory is not None and self._memory.model is model else Memory(model)
             for document in self.documents:
                 if document not in memory:
                     memory.add(self.load(document, model))

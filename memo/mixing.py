@@ -57,6 +57,12 @@ class Mixing:
         self.one_head = ours and shares(decoder, llm.model)
         self.router = router if self.one_head else None
 
+    def beside(self, llm: MemoryModel | PlainModel) -> Mixing:
+        """The same decoder beside the same model with other memory weights."""
+        other = copy.copy(self)
+        other.llm = llm
+        return other
+
     @property
     def best(self) -> float:
         """What is mixed in for whoever does not choose: by the router, where there is one, else alpha."""

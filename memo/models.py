@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from memo.attention import MemoryWeights
     from memo.generate import Generator
     from memo.memory import MemoryModel
     from memo.mixing import Mixing
@@ -298,6 +299,54 @@ class Models:
             "generator": self.generator().name,
             "embedder": embedder_name(self.settings),
         }
+
+
+class Reweighted(Models):
+    """The models of others, but for the memory weights. Nothing is loaded twice, and turns are taken with the others'.
+
+    weights: frozen, of the memory model that `base` has.
+    """
+
+    def __init__(self, base: Models, weights: MemoryWeights) -> None:
+        super().__init__(base.settings)
+        self.base, self._weights = base, weights
+
+    @cached_property
+    def _memory_model(self) -> MemoryModel:
+        from memo.memory import MemoryModel
+
+        plain = self.base.memory_model()
+        with plain.turn:  # the model is looked at: it has others' weights while a document is memorized
+            own = MemoryModel(plain.model, plain.tokenizer, self._weights)
+        own.turn = plain.turn
+        return own
+
+    @cached_property
+    def _generator(self) -> Generator:
+        from memo.generate import LocalGenerator
+
+        answers, plain = self.base.generator(), self.base.memory_model()
+        return LocalGenerator(self.memory_model(), answers.name) if answers_by(answers, plain) else answers
+
+    @cached_property
+    def _mixing(self) -> Mixing:
+        from memo.generate import LocalGenerator
+
+        mixing, generator = self.base.mixing(), self.generator()
+        return mixing.beside(generator.model) if isinstance(generator, LocalGenerator) else mixing
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return self.base.embedder()
+
+    def names(self) -> dict[str, str]:
+        """What answers say about the models they come from."""
+        return {**self.base.names(), "memory_weights": "own"}
+
+
+def answers_by(generator: Generator, model: MemoryModel) -> bool:
+    """Whether it is this model that answers."""
+    return getattr(generator, "model", None) is model
 
 
 def write_atomic(path: Path, data: str) -> None:

@@ -123,6 +123,10 @@ class Sessions:
         """Whether it is the token of a session that has not ended; asking does not count as use."""
         return token in self._sessions
 
+    def all(self) -> list[Session]:
+        """Those that are open now."""
+        return list(self._sessions.values())
+
     def open(self) -> Session:
         """A new visitor.
 

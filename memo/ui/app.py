@@ -30,6 +30,7 @@ from memo.ui.ask import EVERY, WATCHING, AskPage
 from memo.ui.decoder_tab import DecoderTab
 from memo.ui.door import door, fetch_nothing
 from memo.ui.draw import Drawn
+from memo.ui.handing import handing
 from memo.ui.inside_tab import InsideTab
 from memo.ui.layout import i18n, page
 from memo.ui.results_tab import ResultsTab
@@ -37,6 +38,7 @@ from memo.ui.testing_tab import EvaluationTab
 from memo.ui.texts import ASSETS, language_of, say
 from memo.ui.theme import theme
 from memo.ui.tour import tour
+from memo.ui.training_tab import TrainingTab
 from memo.ui.visits import Visit
 from memo.ui.warmup import Warmup
 
@@ -123,6 +125,7 @@ def build(settings: Settings, sessions: Sessions, warmup: Warmup | None = None) 
         tab = DecoderTab(ask)
         tab.wire()
         InsideTab(ask).wire()
+        TrainingTab(ask).wire()
         ResultsTab(ask).wire()
         EvaluationTab(ask).wire()
         Visitors(settings, sessions, ask, tab).wire(demo)
@@ -187,7 +190,7 @@ def launch(settings: Settings, prevent_thread_lock: bool = False, models: Models
         theme=theme(), css_paths=[ASSETS / "theme.css"], i18n=i18n, head=head(),
         max_file_size=settings.max_file_mb << 20, show_error=False, run_history=False, enable_monitoring=False,
         footer_links=["api", "gradio"], ssr_mode=False, pwa=False, share=False, mcp_server=True,
-        app_kwargs={"middleware": door(settings, warmup)},
+        app_kwargs={"middleware": [*door(settings, warmup), *handing(sessions)]},
     )  # fmt: skip
     running = Running(demo, sessions, url, sessions.watch())
     pages.watch(demo, sessions, running.sweeper)

@@ -21,6 +21,7 @@ from memo.ui.decoding import ALPHA
 from memo.ui.inside_layout import InsidePage, inside_page
 from memo.ui.results_layout import ResultsPage, results_page
 from memo.ui.texts import ASSETS, LANGUAGES, table
+from memo.ui.training_layout import TrainingPage, training_page
 
 CLUES = LINES * len(KINDS) + NAMES  # rows for clues
 CHIPS = 3  # questions suggested
@@ -113,6 +114,7 @@ class Page:
     export: gr.Textbox
     decoder: DecoderPage
     inside: InsidePage
+    training: TrainingPage
     results: ResultsPage
 
 
@@ -134,6 +136,8 @@ def page(settings: Settings, token: gr.State) -> Page:
             made["decoder"] = decoder_page(tab, i18n)
         with gr.Tab(i18n("tab.inside"), id="inside", elem_classes="page") as tab:
             made["inside"] = inside_page(tab, i18n)
+        with gr.Tab(i18n("tab.training"), id="training", elem_classes="page") as tab:
+            made["training"] = training_page(tab, i18n)
         with gr.Tab(i18n("tab.results"), id="results", elem_classes="page") as tab:
             made["results"] = results_page(tab, i18n)
     made["privacy"] = gr.HTML(elem_id="privacy")

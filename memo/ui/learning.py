@@ -22,6 +22,7 @@ from memo.models import decoder_start
 from memo.sessions import Session
 from memo.train.recipe import Distilling
 from memo.ui.board import AskStop
+from memo.ui.line import LINE
 
 if TYPE_CHECKING:
     from memo.train.decode import Progress
@@ -32,7 +33,6 @@ LEAST = 400  # tokens below which there is nothing to learn
 PASSES = 3  # times the corpus is read; a short one more often
 STEPS = (60, 300)  # at least and at most: fewer teach nothing, more take too long
 FOLDER = "decoder-"  # what its folder, in the session's own, begins with
-ONE = threading.Lock()
 LITTLE = ("There is too little text to learn from.", "Put documents in under Ask, some pages at least, then train.")
 
 
@@ -134,18 +134,13 @@ class Learning:
     def _run(self) -> None:
         out = self.session.rag.library.root / f"{FOLDER}{secrets.token_hex(6)}"
         try:
-            while not ONE.acquire(timeout=0.2):
-                self._go_on()
-            try:
-                with self.session.training:
-                    try:
-                        self._go_on()
-                        self._learn(out)
-                    except BaseException:
-                        shutil.rmtree(out, ignore_errors=True)
-                        raise
-            finally:
-                ONE.release()
+            with LINE.turn(lambda _: self._go_on()), self.session.training:
+                try:
+                    self._go_on()
+                    self._learn(out)
+                except BaseException:
+                    shutil.rmtree(out, ignore_errors=True)
+                    raise
         except Exception as error:
             self.error = error
             self.stage = "done" if self.session.rag.mixing else ""

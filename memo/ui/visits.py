@@ -26,6 +26,7 @@ from memo.ui.decoding import Decoding, usable
 from memo.ui.learning import Learning
 from memo.ui.looking import Looking
 from memo.ui.questions import Evaluation
+from memo.ui.training import Training
 
 INCOMING = "incoming"  # the folder of files that wait to be read, in the session's own
 WAITING = 2  # times as many files may wait as there may be documents
@@ -78,6 +79,7 @@ class Visit:
         self.decoding, self.learning = Decoding(session), Learning(session)
         self.looking = Looking(session)
         self.testing = Evaluation(session)
+        self.training = Training(session)
         self.example = ""  # the example put in last, whose questions are suggested
         self._lock = threading.RLock()
         self._worker: threading.Thread | None = None
@@ -246,8 +248,9 @@ class Visit:
             self.session.forget(row.entry.id)
 
     def _unlearn(self, document: str = "") -> None:
-        """A decoder that learnt a document goes with it, and what was found inside its memory."""
+        """What learnt a document goes with it, a decoder and weights, and what was found inside its memory."""
         self.looking.forget(document)
+        self.training.forget(document)
         if self.learning.forget(document):
             self.decoding.clear()
             self.mix(self.alpha)

@@ -1,0 +1,71 @@
+"""A visitor's questions, asked with the shipped memory weights and with their own, side by side.
+
+In: a session, two kinds of models with memories of the same documents, questions. Out: `Compared`, one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memo.models import Models
+from memo.sessions import Session
+from memo.ui import coursework
+from memo.ui.exchange import Shelf, Told
+from memo.ui.questions import Question
+
+if TYPE_CHECKING:
+    from memo.evaluate.beside import Told as Answered
+    from memo.memory import Memory
+
+MOST = 12  # questions that are compared
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A question, and what is made of it before and after."""
+
+    question: str
+    before: Answered
+    after: Answered
+
+
+def memory_of(session: Session, models: Models, shelf: Shelf, told: Told) -> Memory:
+    """The memories of all documents: the library's own where these are its models, else the shelf's, which is filled.
+
+    told: hears tokens read, of how many; what it raises ends it.
+    """
+    from memo import memory_file
+    from memo.memory import Memory
+
+    library, reader = session.rag.library, models.memory_model()
+    if models is session.rag.models:
+        return library.memory(reader)
+    shelf.fill(library, reader, session.settings.window, told)
+    memory = Memory(reader)
+    for entry in list(library.documents.values()):
+        if shelf.path(entry).exists():
+            memory.add(memory_file.load(shelf.path(entry), reader))
+    return memory
+
+
+def compare(
+    session: Session, memories: Sequence[Memory], questions: Sequence[Question], go_on: Callable[[], None]
+) -> Iterator[Compared]:
+    """Asks. memories: before and after. go_on: what it raises ends it."""
+    for question in questions[:MOST]:
+        before, after = (_ask(session, memory, question, go_on) for memory in memories)
+        yield Compared(question.text, before, after)
+
+
+def _ask(session: Session, memory: Memory, question: Question, go_on: Callable[[], None]) -> Answered:
+    from memo.evaluate import beside
+    from memo.search import Query
+
+    [hits] = session.rag.library.rank([Query("question", (question.text,))], depth=100)
+    slots = memory.compose(dict.fromkeys(hit["document"] for hit in hits)).slots
+    placed = coursework.of_questions(session, memory.model, [question])
+    sentence = placed[0].questions[0].clues["span"][0] if placed else ""
+    tokens = session.settings.answer_tokens
+    return beside.ask(memory.model, slots, question.text, question.answers, sentence, tokens, go_on)
