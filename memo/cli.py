@@ -57,9 +57,16 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", help="port to listen on (default 7860)")
     memorize = command("memorize", "read documents into a library")
-    memorize.add_argument("files", nargs="+", metavar="FILE", help="txt, md, html, pdf, docx, pptx or epub")
+    memorize.add_argument("files", nargs="+", metavar="FILE",
+                          help="txt, md, html, pdf, docx, pptx or epub; a folder: all of those below it")  # fmt: skip
+    memorize.add_argument("--engine", choices=("here", "ray"), default="here",
+                          help="here: this process (default); ray: workers that hold the models each")  # fmt: skip
+    memorize.add_argument("--workers", type=evaluation.at_least(1), default=2, metavar="N", help="of Ray (default 2)")
     memorize.add_argument("--ratio", type=int, choices=(1, 2, 4, 8, 16, 32, 64), metavar="N",
                           help="text tokens per memory token, 1 to 64 (default MEMO_RATIO, or 8)")  # fmt: skip
+    for name, told in (("push", "put a library at a place elsewhere, instead of what is there"),
+                       ("pull", "put the documents of a library elsewhere into one here")):  # fmt: skip
+        command(name, told).add_argument("url", metavar="URL", help="a folder, s3://…, or any other that fsspec knows")
     command("documents", "list the documents of a library")
     forget = command("forget", "delete a document: its text, memory and passages")
     forget.add_argument("document", metavar="DOC", help="its name or id")
@@ -185,21 +192,14 @@ def existing(folder: Path) -> Path:
 
 
 def run_memorize(arguments: argparse.Namespace) -> int:
-    """All files are read before anything is changed: one that cannot be memorized stops the command."""
-    from memo.documents import read_document
-    from memo.library import Library
-    from memo.pipeline import MemoRAG, Models
+    from memo import scale
+    from memo.documents import files_of
 
-    settings = from_environment()
-    documents = [read_document(path, **settings.file_limits) for path in arguments.files]
-    models, ratio = Models(settings), arguments.ratio or settings.ratio
-    model = models.memory_model()
-    for document in documents:
-        model.fitting_ratio(len(model.encode(document.text)[0]), ratio, settings.window)
+    settings, files = from_environment(), files_of(arguments.files)
+    ratio, workers = arguments.ratio or settings.ratio, arguments.workers if arguments.engine == "ray" else 0
     ready, failed, bars = [], [], {}
-    with Library(arguments.library, models.embedder, server=settings.chroma) as library:
-        rag = MemoRAG(library, models, settings)
-        for progress in rag.memorize(documents, ratio):
+    with scale.memorizing(arguments.library, files, settings, ratio, workers) as (rag, steps):
+        for progress in steps:
             if not arguments.json and sys.stderr.isatty():
                 tell(progress, bars)
             if progress.state == "ready":
@@ -222,6 +222,32 @@ def describe(entry: Entry, wanted: int) -> str:
         f"{entry.name}: {entry.tokens:,} tokens in {entry.slots:,} slots at ratio {entry.ratio}{raised}, "
         f"{entry.bytes / 1e6:.1f} MB instead of {entry.full_bytes / 1e6:.1f} MB, {entry.seconds:.1f} s"
     )
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    from memo import remote
+    from memo.pipeline import open_library
+
+    with open_library(existing(arguments.library)) as rag:
+        sent, count = remote.push(rag.library, arguments.url), len(rag.library.documents)
+    if arguments.json:
+        print_json({"sent": sent, "documents": count})
+    else:
+        print(f"{count} documents are there, {len(sent)} of them were sent.")
+    return 0
+
+
+def run_pull(arguments: argparse.Namespace) -> int:
+    from memo import remote
+    from memo.pipeline import open_library
+
+    with open_library(arguments.library) as rag:
+        came, count = remote.pull(rag.library, arguments.url), len(rag.library.documents)
+    if arguments.json:
+        print_json({"came": came, "documents": count})
+    else:
+        print(f"{count} documents are here, {len(came)} of them came.")
+    return 0
 
 
 def run_documents(arguments: argparse.Namespace) -> int:
@@ -345,7 +371,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "serve": run_serve, "memorize": run_memorize, "documents": run_documents, "forget": run_forget,
+    "serve": run_serve, "memorize": run_memorize, "push": run_push, "pull": run_pull, "documents": run_documents,
+    "forget": run_forget,
     "study": run_study, "ask": run_ask, "compare": run_compare, "models": run_models, "evaluate": evaluation.run,
     "train": training.run, "decode-train": decode_cli.run,
 }  # fmt: skip

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -124,12 +125,30 @@ def read_document(
         DocumentError: there is no such file; every other failure as in `read_bytes`.
     """
     shown = clean_name(Path(path).name if name is None else name)
+    data = file_bytes(path, shown, max_bytes)
+    return read_bytes(data, shown, max_bytes=max_bytes, max_pages=max_pages, max_characters=max_characters)
+
+
+def file_bytes(path: str | Path, shown: str, max_bytes: int) -> bytes:
+    """The bytes of a file; of one that is too large, one more than is allowed.
+
+    Raises:
+        DocumentError: it cannot be opened.
+    """
     try:
         with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+            return file.read(max_bytes + 1)
     except OSError:
         raise DocumentError(f"{shown} cannot be opened.", "Check that it is there and that you may read it.") from None
-    return read_bytes(data, shown, max_bytes=max_bytes, max_pages=max_pages, max_characters=max_characters)
+
+
+def files_of(paths: Iterable[str]) -> list[str]:
+    """The files; of a folder all that can be read below it, by name."""
+    found = []
+    for path in paths:
+        below = sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]
+        found += [str(one) for one in below if below == [Path(path)] or one.suffix.lower() in SUPPORTED]
+    return found
 
 
 def read_bytes(data: bytes, name: str, *, max_bytes: int, max_pages: int, max_characters: int = 4_000_000) -> Document:

@@ -85,7 +85,7 @@ class Library:
                 self._finish_replacing(path)
             if path.name.startswith((MAKING, GONE)):
                 shutil.rmtree(path, ignore_errors=True)
-        entries = [self._read_entry(path) for path in self.folder.iterdir() if (path / "document.json").exists()]
+        entries = [read_entry(path) for path in self.folder.iterdir() if (path / "document.json").exists()]
         self.documents: dict[str, Entry] = {entry.id: entry for entry in sorted(entries, key=lambda e: e.added)}
         self._memory: Memory | None = None
         self._making: set[str] = set()
@@ -107,14 +107,6 @@ class Library:
         about, home = path / "document.json", self.folder / path.name.removeprefix(MAKING)
         if about.exists() and not (path / "memory.safetensors").exists() and home.exists():
             about.replace(home / about.name)
-
-    @staticmethod
-    def _read_entry(path: Path) -> Entry:
-        try:
-            return Entry(**json.loads((path / "document.json").read_text(encoding="utf-8"))["entry"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            told = f"What is known of the document in {path} cannot be read."
-            raise DamagedMemory(told, "Delete that folder, then memorize the document again.") from error
 
     @property
     def index(self) -> PassageIndex:
@@ -185,9 +177,7 @@ class Library:
 
     def passages(self, document: str) -> list[Passage]:
         """The passages of a document, in its order."""
-        about = json.loads(self._read(document, "document.json"))
-        text = self.text(document)
-        return [Passage(document, start, end, page, text[start:end]) for start, end, page in about["passages"]]
+        return passages_of(document, json.loads(self._read(document, "document.json")), self.text(document))
 
     def rank(
         self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None
@@ -243,12 +233,18 @@ class Library:
                 self.index.remove(document)
                 self.index.add(before)
 
-    def add_passages(self, document: str, passages: list[Passage]) -> Iterator[int]:
-        """Makes the passages of a document searchable, batch by batch; yields how many are in Chroma."""
+    def add_passages(
+        self, document: str, passages: list[Passage], vectors: Sequence[Sequence[float]] | None = None
+    ) -> Iterator[int]:
+        """Makes the passages of a document searchable, batch by batch; yields how many are in Chroma.
+
+        vectors: theirs, where they were embedded elsewhere.
+        """
         self.words.put(document, passages)
         self.index.remove(document)
         for start in range(0, len(passages), BATCH):
-            self.index.add(passages[start : start + BATCH])
+            some = slice(start, start + BATCH)
+            self.index.add(passages[some], vectors and vectors[some])
             yield min(start + BATCH, len(passages))
 
     def commit(
@@ -266,7 +262,12 @@ class Library:
         (path / "text.txt").write_bytes(document.text.encode())
         memory_file.save(memory, path / "memory.safetensors")
         write_atomic(path / "document.json", json.dumps(about, ensure_ascii=False))
-        home = self.folder / document.id
+        self.place(path, entry, memory)
+        return entry
+
+    def place(self, path: Path, entry: Entry, memory: DocumentMemory | None = None) -> None:
+        """Makes the document whose files are all in `path` (see `making`) real. memory: what they hold, if known."""
+        home = self.folder / entry.id
         with self._changing:
             (path / "making").unlink()
             if home.exists():  # the same document at another ratio: file by file, each whole at any moment
@@ -274,10 +275,11 @@ class Library:
                     (path / name).replace(home / name)
             else:
                 path.rename(home)
-            self.documents[document.id] = entry
-            if self._memory is not None:
+            self.documents[entry.id] = entry
+            if self._memory is not None and memory is not None:
                 self._memory.add(memory)
-        return entry
+            elif self._memory is not None and entry.id in self._memory:
+                self._memory.remove(entry.id)  # it is loaded anew
 
     def replace_memory(self, memory: DocumentMemory) -> None:
         """Puts another memory of the same text in place of a document's.
@@ -367,6 +369,20 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"The folder {folder} cannot be made: {error.strerror}.", "Choose another.") from None
+
+
+def read_entry(path: Path) -> Entry:
+    """What is known of the document in a folder. Raises DamagedMemory."""
+    try:
+        return Entry(**json.loads((path / "document.json").read_text(encoding="utf-8"))["entry"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        told = f"What is known of the document in {path} cannot be read."
+        raise DamagedMemory(told, "Delete that folder, then memorize the document again.") from error
+
+
+def passages_of(document: str, about: dict[str, Any], text: str) -> list[Passage]:
+    """The passages of a document. about: what its document.json says."""
+    return [Passage(document, start, end, page, text[start:end]) for start, end, page in about["passages"]]
 
 
 def collection_of(root: Path) -> str:

@@ -120,7 +120,7 @@ class MemoRAG:
         known = self.library.documents.get(document.id)
         model = self.models.memory_model()
         wanted = model.fitting_ratio(len(model.encode(document.text)[0]), ratio, self.settings.window)
-        if known and known.ratio == wanted and self._usable(document.id):
+        if known and known.ratio == wanted and self.usable(document.id):
             yield DocumentProgress(
                 document.name, "ready", document.id, known.tokens, known.tokens, known.slots, known.ratio
             )
@@ -178,7 +178,7 @@ class MemoRAG:
         except Cancelled as error:
             yield told("ready", 0, error)
 
-    def _usable(self, document: str) -> bool:
+    def usable(self, document: str) -> bool:
         """Whether the stored memory of a document can be loaded by the models of today."""
         with suppress(MemoError):
             self.library.load(document, self.models.memory_model())

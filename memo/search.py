@@ -109,11 +109,12 @@ class PassageIndex:
                 name, embedding_function=None, configuration={"hnsw": hnsw}
             )
 
-    def add(self, passages: Sequence[Passage]) -> None:
-        """Embeds and stores passages; those already there are replaced."""
+    def add(self, passages: Sequence[Passage], vectors: Sequence[Sequence[float]] | None = None) -> None:
+        """Embeds (unless their `vectors` are given) and stores passages; those already there are replaced."""
         if not passages:
             return
-        vectors = self.embedder.encode([p.text for p in passages])
+        if vectors is None:
+            vectors = self.embedder.encode([p.text for p in passages])
         with _answering():
             self.collection.upsert(
                 ids=[p.id for p in passages],
@@ -143,6 +144,13 @@ class PassageIndex:
         """How many passages of each document are here."""
         with _answering():
             return Counter(m["document"] for m in self.collection.get(include=["metadatas"])["metadatas"])
+
+    def vectors(self, passages: Sequence[Passage]) -> list[list[float]] | None:
+        """The stored vectors of passages, in their order; None if one of them is not here."""
+        with _answering():
+            found = self.collection.get(ids=[p.id for p in passages], include=["embeddings"])
+        there = dict(zip(found["ids"], found["embeddings"], strict=True))
+        return [there[p.id].tolist() for p in passages] if len(there) == len(passages) else None
 
     def rank(
         self, queries: Sequence[Query], depth: int = DEPTH, among: Sequence[str] | None = None
