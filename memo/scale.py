@@ -5,8 +5,8 @@ memories, passages and vectors, in the order of the files. The actors read, spli
 only one that has the library open, puts in what they made. A file that fails is told and the others go on; what a
 killed run had put in is there, and the next run leaves it as it is.
 
-The same to the last bit, where one process has as many threads as a worker, which is one: with more, float32 is added up
-in another order.
+The same to the last bit, where one process has as many threads as a worker, which is one: with more, float32 is added
+up in another order.
 
 Actors start on the cluster at RAY_ADDRESS, else on this machine. Files are read here and sent, so that the machines
 need no folder in common; models are loaded there, by the same settings.

@@ -18,6 +18,8 @@ from memo.errors import BackendError, DamagedMemory, NothingToAsk, SettingsError
 from memo.library import Library
 from memo.pipeline import MemoRAG, finish
 
+COUNT = 16
+
 # --- Ray
 
 
@@ -42,9 +44,9 @@ def memo(tiny_folder, tmp_path_factory):
 def files(tmp_path_factory):
     """Texts of several lengths, in two languages, and one that is damaged, one that is empty, one that is not there."""
     folder = tmp_path_factory.mktemp("texts")
-    for number in range(8):
+    for number in range(COUNT):
         text = (tiny.KOREAN if number % 3 == 2 else tiny.TEXT) * (1 + number % 4)
-        (folder / f"{number}.txt").write_text(f"Document {number}. {text}")
+        (folder / f"{number:02}.txt").write_text(f"Document {number}. {text}")
     (folder / "3.pdf").write_bytes(b"%PDF-1.7 and no more")
     (folder / "5.md").write_text("")
     return folder
@@ -71,7 +73,7 @@ def vectors(folder, models):
 def peace(memo, files, tmp_path_factory):
     """The library that one process makes of the good files."""
     folder = tmp_path_factory.mktemp("peace") / "library"
-    process = memo("memorize", *sorted(files.glob("?.txt")), "--library", folder)
+    process = memo("memorize", *sorted(files.glob("*.txt")), "--library", folder)
     assert process.communicate()[1] == "" and process.returncode == 0
     return folder
 
@@ -83,7 +85,7 @@ def test_two_workers_make_the_library_of_one_process(memo, files, peace, tmp_pat
     out, err = process.communicate()
     assert process.returncode == 2
     assert [line.split(":")[1].split()[0] for line in err.splitlines()] == ["3.pdf", "5.md", "gone.txt"]
-    assert [one["name"] for one in json.loads(out)["documents"]] == [f"{n}.txt" for n in range(8)]
+    assert [one["name"] for one in json.loads(out)["documents"]] == [f"{n:02}.txt" for n in range(COUNT)]
     assert content(folder) == content(peace)
     assert vectors(folder, models) == vectors(peace, models)
 
@@ -98,7 +100,7 @@ def test_a_killed_run_goes_on_where_it_was(memo, files, peace, tmp_path, models)
     process.communicate()
     with Library(folder, models.embedder) as library:
         done = {entry.id: entry.added for entry in library.documents.values()}
-    assert process.returncode == -signal.SIGKILL and 3 <= len(done) < 8
+    assert process.returncode == -signal.SIGKILL and 3 <= len(done) < COUNT
     process = memo("memorize", files, *words)
     assert process.communicate() and process.returncode == 2
     assert content(folder) == content(peace)

@@ -1,5 +1,5 @@
 """The command line of the measurements: `python -m memo evaluate qa | memory | clues | study | decoder |
-downstream | speed | reliability | report`.
+downstream | speed | scaling | reliability | report`.
 
 In: arguments. Out: rows on the terminal, JSON to `--out` (with the machine, the command, the commit and the date), and
 beside it `<out>.rows.jsonl`: what is done already, so that a killed run goes on where it was.
@@ -23,6 +23,13 @@ from memo.evaluate.strategies import EVERY
 from memo.settings import Settings, from_environment
 
 RESULTS = Path("assets/results")
+GROWN = (  # of `scaling`: what grows, its sizes, what they are
+    ("documents", "10,30,100,300", "short documents in a library"),
+    ("lengths", "1024,4096,16384", "tokens of one document"),
+    ("visitors", "1,2,4,8", "asking at once"),
+    ("entries", "2500,5000,10000", "of a kNN datastore, about"),
+    ("workers", "2", "of Ray; empty: without"),
+)
 
 
 def at_least(least: int, most: int = 0) -> Callable[[str], int]:
@@ -122,6 +129,11 @@ def add_parsers(top: argparse.ArgumentParser) -> None:
                        help="tokens: how memorizing grows")  # fmt: skip
     speed.add_argument("--passages", default="1000,10000,100000", metavar="A,B,…", help="in a collection")
     speed.add_argument("--visitors", default="1,4,8", metavar="A,B,…", help="asking at once")
+    grown = command("scaling", "measure how time and room grow with documents, tokens, visitors and workers")
+    for name, default, told in GROWN:
+        grown.add_argument(f"--{name}", default=default, metavar="A,B,…", help=f"{told} (default {default})")
+    grown.add_argument("--files", type=at_least(1), default=24, help="that engines memorize (default 24)")
+    grown.add_argument("--repeats", type=at_least(1), default=2, help="rounds, the least counts (default 2)")
     reliability.add_arguments(command("reliability", "break inputs, kill processes, send visitors"), at_least(0))
     report = command("report", "write RESULTS.md from the JSON files")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
@@ -356,15 +368,31 @@ def run_speed(chosen: argparse.Namespace) -> dict[str, Any]:
     from memo.models import Models
 
     settings = from_environment()
-    examples = sorted((Path(__file__).parents[2] / "assets" / "examples").glob("*.md"))
-    sources = [chosen.text] if chosen.text else examples
-    text = "\n\n".join(path.read_text(encoding="utf-8") for path in sources)
+    text = chosen.text.read_text(encoding="utf-8") if chosen.text else examples_text()
     with tempfile.TemporaryDirectory() as folder:
         return speed.evaluate(
             Models(settings), settings, Path(folder), text=text, repeats=chosen.repeats,
             **several(chosen, "lengths", "long_lengths", "exponent_lengths", "passages", "visitors"),
             rows=chosen.out.with_suffix(".rows.jsonl"), tell=tell,
         )  # fmt: skip
+
+
+def run_scaling(chosen: argparse.Namespace) -> dict[str, Any]:
+    from memo.evaluate import scaling
+    from memo.models import Models
+
+    settings, numbers = from_environment(), several(chosen, *(name for name, *_ in GROWN))
+    rows = rows_of(chosen.out, {"measure": "scaling", "ratio": settings.ratio, "window": settings.window, **numbers,
+                                "files": chosen.files, "repeats": chosen.repeats})  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        return scaling.evaluate(Models(settings), settings, Path(folder), examples_text(), **numbers, rows=rows,
+                                files=chosen.files, repeats=chosen.repeats, tell=tell)  # fmt: skip
+
+
+def examples_text() -> str:
+    """The texts of the examples, one behind the other."""
+    examples = sorted((Path(__file__).parents[2] / "assets" / "examples").glob("*.md"))
+    return "\n\n".join(path.read_text(encoding="utf-8") for path in examples)
 
 
 def check_out(out: Path) -> None:
@@ -393,7 +421,7 @@ def run(chosen: argparse.Namespace) -> int:
         return 0
     check_out(chosen.out)
     measures = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "study": run_study, "decoder": run_decoder,
-                "downstream": run_downstream, "speed": run_speed,
+                "downstream": run_downstream, "speed": run_speed, "scaling": run_scaling,
                 "reliability": partial(reliability.run, tell=tell)}  # fmt: skip
     write(chosen.out, measures[chosen.measure](chosen), "memo")
     print(f"Wrote {chosen.out}.")

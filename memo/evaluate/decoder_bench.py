@@ -9,7 +9,6 @@ once: `rows` keeps what is done, and the folder `work` holds stores, runs of tra
 from __future__ import annotations
 
 import itertools
-import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from memo.errors import ModelError
 from memo.evaluate import adaptation, in_context, perplexity, routing, speed_decoder
 from memo.evaluate.adaptation import Rivals
 from memo.evaluate.rows import Rows
+from memo.evaluate.speed_memory import slope
 from memo.evaluate.turns import short
 from memo.models import fingerprint
 from memo.train import decode
@@ -72,6 +72,23 @@ def first_tokens(tokens: TokenFile, count: int) -> TokenFile:
     """A corpus up to its `count`th token."""
     end = min(count, tokens.bounds[-1])
     return TokenFile(tokens.ids[:end], (*(bound for bound in tokens.bounds if bound < end), end), (end,))
+
+
+def stores(llm: PreTrainedModel, tokens: TokenFile, sizes: Sequence[int], work: Path) -> list[dict[str, Any]]:
+    """Seconds to build a store and its index, a row a size: the less of two rounds, the first of which is slower."""
+    rows = dict[int, dict[str, Any]]()
+    for size in (*sizes, *sizes):
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            began, core = time.perf_counter(), time.process_time()
+            store = datastore.build(llm, first_tokens(tokens, size), Path(folder))
+            read, core = time.perf_counter(), time.process_time() - core
+            index = knn.index(store, device=llm.device)
+            took = {"seconds": read - began, "core_seconds": core, "index_seconds": time.perf_counter() - read}
+            held = sum(path.stat().st_size for path in Path(folder).glob("keys-*"))
+        before = rows.get(size, took)
+        least = {name: short(min(seconds, before[name])) for name, seconds in took.items()}
+        rows[size] = {"entries": store.size, "index": index.kind, "bytes": held, **least}
+    return list(rows.values())
 
 
 @dataclass
@@ -275,21 +292,10 @@ class Bench:
         return {"exact": largest == 0, "largest_difference": largest}
 
     def building(self) -> dict[str, Any]:
-        """Seconds to build a store, of two sizes: the less of two rounds each, the first of which is slower."""
-        whole, rows = min(BUILT, len(self.learnt.ids)), dict[int, dict[str, Any]]()
-        for size in (whole // 2, whole) * 2:
-            with tempfile.TemporaryDirectory(dir=self.work) as folder:
-                began = time.perf_counter()
-                store = datastore.build(self.llm, first_tokens(self.learnt, size), Path(folder))
-                read = time.perf_counter()
-                index = knn.index(store, device=self.llm.device)
-                took = {"seconds": read - began, "index_seconds": time.perf_counter() - read}
-                before = rows.get(size, took)
-                least = {name: short(min(seconds, before[name])) for name, seconds in took.items()}
-                rows[size] = {"entries": store.size, "index": index.kind, **least}
-        small, large = rows.values()
-        growth = math.log(large["seconds"] / small["seconds"]) / math.log(large["entries"] / small["entries"])
-        return {"sizes": [small, large], "exponent": round(growth, 3)}
+        """Seconds to build a store, of two sizes."""
+        whole = min(BUILT, len(self.learnt.ids))
+        rows = stores(self.llm, self.learnt, (whole // 2, whole), self.work)
+        return {"sizes": rows, "exponent": round(slope([(row["entries"], row["seconds"]) for row in rows]), 3)}
 
     def speed(self, repeats: int) -> dict[str, Any]:
         choice, plain = self.made["neighbours"], speed_decoder.Plain(self.llm)

@@ -18,6 +18,14 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def spent(work: Callable[[], Any]) -> dict[str, float]:
+    """seconds that `work` takes; core_seconds: of processors at work in this process, which a busy machine changes
+    less."""
+    began, core = time.perf_counter(), time.process_time()
+    work()
+    return {"seconds": time.perf_counter() - began, "core_seconds": time.process_time() - core}
+
+
 def in_turns(repeats: int, *works: Callable[[], Any], warm: bool = True) -> list[list[float]]:
     """For each of `works` its seconds in `repeats` rounds. warm: one round more before them, which is not counted."""
     rounds = [[seconds_of(work) for work in works] for _ in range(repeats + warm)]
