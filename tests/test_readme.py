@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README + "\n" + DOCS, re.MULTILINE | re.DOTALL)
+PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 
 @pytest.fixture
@@ -49,15 +50,13 @@ def test_the_shell_commands_run(place):
         assert result.stdout
 
 
-def test_the_python_blocks_run(place):
+@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+def test_the_python_blocks_run(place, block):
     folder, environment = place
-    blocks = [block for kind, block in BLOCKS if kind == "python"]
-    assert blocks
-    for block in blocks:
-        command = [sys.executable, "-c", block]
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.strip()
+    command = [sys.executable, "-c", block]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
 
 
 def test_files_and_settings_that_the_readme_names_exist():
