@@ -69,6 +69,16 @@ def test_every_section_has_tables_and_no_more_figures_than_places():
         assert not found or "|" in measured.tables(section, found)
 
 
+def test_all_figures_are_those_of_every_section_and_have_places():
+    each = {
+        section: {name: one["results"] for name, one in measured.contents(FOLDER, section).items()}
+        for section in measured.SECTIONS
+    }
+    every = measured.every_figure(FOLDER)
+    assert len(every) == sum(len(measured.figures(*one)) for one in each.items()) <= PLOTS and len(every) > 20
+    assert measured.every_figure(FOLDER / "no") == []
+
+
 def test_filters_leave_what_was_chosen():
     found = measured.chosen(measured.contents(FOLDER, "questions"), ["squad"], ["rag"])
     assert list(found) == ["squad"] and list(found["squad"]["strategies"]) == ["rag"]

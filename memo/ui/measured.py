@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 SECTIONS = ("questions", "memory", "clues", "study", "decoder", "speed", "downstream", "reliability")
+FIGURES = "figures"  # in place of a section: the figures of all of them
 SINGLE = {  # section -> its files
     "memory": ("memory", "memory-pretrained", "memory-trained"), "clues": ("clues",), "study": ("study",),
     "speed": ("speed",), "downstream": ("downstream",), "reliability": ("reliability",),
@@ -138,6 +139,16 @@ def figures(section: str, found: Mapping[str, Results]) -> list[Figure]:
                  plots_speed.peak)  # fmt: skip
         return [draw(found["speed"]) for draw in draws]
     return []
+
+
+def every_figure(folder: Path) -> list[Figure]:
+    """The figures of all sections.
+
+    Raises:
+        SettingsError: a file is none of results.
+    """
+    found = {one: {name: content["results"] for name, content in contents(folder, one).items()} for one in SECTIONS}
+    return [figure for section, results in found.items() for figure in figures(section, results)]
 
 
 def zipped(folder: Path) -> str:

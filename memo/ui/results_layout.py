@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import gradio as gr
 
 from memo.answers import STRATEGIES
-from memo.ui.measured import SECTIONS, names
+from memo.ui.measured import FIGURES, SECTIONS, names
 from memo.ui.texts import ASSETS
 
 FOLDER = ASSETS / "results"
-PLOTS = 14  # the most that a section has
+PLOTS = 26  # as many as all sections have together
 
 
 @dataclass
@@ -65,7 +65,7 @@ def results_page(tab: gr.Tab, i18n: gr.I18n) -> ResultsPage:
         gr.HTML("<h2>" + i18n("results.title") + "</h2>")
         with gr.Row():
             section = gr.Dropdown(
-                [(i18n(f"results.{name}"), name) for name in SECTIONS], value=SECTIONS[0],
+                [(i18n(f"results.{name}"), name) for name in (*SECTIONS, FIGURES)], value=SECTIONS[0],
                 label=i18n("results.section"), elem_id="results-section",
             )  # fmt: skip
             one = gr.Dropdown(sets, value=[], multiselect=True, label=i18n("results.sets"), elem_id="results-sets")

@@ -53,6 +53,8 @@ class ResultsTab:
         p, language, asked = self.page, language_of(request), section == "questions"
         filters = {p.sets: gr.Dropdown(visible=asked), p.strategies: gr.Dropdown(visible=asked)}
         try:
+            if section == measured.FIGURES:
+                return filters | {p.commands: "", p.tables: ""} | self._plots(measured.every_figure(self.folder))
             files = measured.contents(self.folder, section)
         except MemoError as error:
             why = f'<p class="why">{esc(tell(language, error))}</p>'
