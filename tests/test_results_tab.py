@@ -79,6 +79,15 @@ def test_all_figures_are_those_of_every_section_and_have_places():
     assert measured.every_figure(FOLDER / "no") == []
 
 
+def test_files_of_a_memory_have_names_and_one_with_a_single_ratio_no_figure_over_ratios():
+    found = {name: one["results"] for name, one in measured.contents(FOLDER, "memory").items()}
+    assert list(found) == list(measured.SINGLE["memory"])
+    told = measured.tables("memory", found, "ko")
+    assert told.startswith("# 학습하지 않은") and "\n# memory" not in told
+    assert not any(len(figure.data) == 0 for figure in measured.figures("memory", found))
+    assert measured.figures("memory", {"memory-8k": found["memory-8k"]}) == []
+
+
 def test_filters_leave_what_was_chosen():
     found = measured.chosen(measured.contents(FOLDER, "questions"), ["squad"], ["rag"])
     assert list(found) == ["squad"] and list(found["squad"]["strategies"]) == ["rag"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SECTIONS = ("questions", "memory", "clues", "study", "decoder", "speed", "downstream", "reliability")
 FIGURES = "figures"  # in place of a section: the figures of all of them
 SINGLE = {  # section -> its files
-    "memory": ("memory", "memory-pretrained", "memory-trained"), "clues": ("clues",), "study": ("study",),
+    "memory": ("memory", "memory-pretrained", "memory-trained", "memory-8k"), "clues": ("clues",), "study": ("study",),
     "speed": ("speed",), "downstream": ("downstream",), "reliability": ("reliability",),
 }  # fmt: skip
 
@@ -73,7 +73,7 @@ def chosen(files: Mapping[str, Any], sets: Sequence[str], strategies: Sequence[s
 
 
 def tables(section: str, found: Mapping[str, Results], language: str = "en") -> str:
-    """The tables of a section as Markdown; those of question sets with headings in the visitor's language."""
+    """The tables of a section as Markdown; of question sets and files with headings in the visitor's language."""
     from memo.evaluate import report_tables
     from memo.evaluate.report_decoder import beyond, decoders
     from memo.evaluate.report_reliability import reliable
@@ -86,7 +86,11 @@ def tables(section: str, found: Mapping[str, Results], language: str = "en") -> 
         "memory": report_tables.kept, "clues": report_tables.recalled, "study": report_tables.studied,
         "speed": report_tables.fast, "downstream": beyond, "reliability": reliable,
     }[section]  # fmt: skip
-    return "\n\n".join(part for name, results in found.items() for part in (f"# {name}", *make(results)))
+    parts = []
+    for name, results in found.items():
+        heading = [f"# {say(language, f'results.file.{name}')}"] if section == "memory" else []  # it has several files
+        parts += heading + make(results)
+    return "\n\n".join(parts)
 
 
 def metric_name(metric: str, language: str) -> str:
@@ -125,8 +129,10 @@ def figures(section: str, found: Mapping[str, Results]) -> list[Figure]:
         each = [plots.recall, plots.answers] if len(found) == 1 else []
         return [plots.difference(found), plots.ablation(found)] + [draw(r) for draw in each for r in found.values()]
     if section == "memory":
+        ratios = {name: {row.get("wanted_ratio") for row in r["rows"]} - {None} for name, r in found.items()}
         kept = [plots.by_ratio(r, value).update_layout(title=f"{name}: {title}", margin_t=60)
-                for name, r in found.items() for value, title in plots.VALUES.items()]  # fmt: skip
+                for name, r in found.items() if len(ratios[name]) > 1
+                for value, title in plots.VALUES.items()]  # fmt: skip
         if main := found.get("memory"):  # the only file that is measured over more than ratios
             kept += [draw(main) for draw in (plots.by_window, plots.by_length, plots.composition)]
             kept += [plots.lookup(main, kind) for kind in ("passkey", "fact")]
