@@ -8,16 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny
 from safetensors import safe_open
 
 from memo import remote
+from memo.cli import main
 from memo.errors import BackendError, DamagedMemory, NothingToAsk, SettingsError
+from memo.evaluate.report_scaling import BEGIN, written
 from memo.library import Library
 from memo.pipeline import MemoRAG, finish
 
+ROOT = Path(__file__).parent.parent
 COUNT = 16
 
 # --- Ray
@@ -117,6 +121,46 @@ def test_without_ray_it_says_how_to_get_it(monkeypatch, tiny_settings):
         pass
 
 
+# --- growth, measured
+
+
+@pytest.fixture
+def tiny_environment(tiny_folder, monkeypatch):
+    """For `main`: a tiny model, and an embedder of word counts."""
+    for name, value in {"MEMORY_MODEL": tiny_folder, "MEMORY_DECODER": "none", "DTYPE": "float32", "WINDOW": "64",
+                        "DEVICE": "cpu"}.items():  # fmt: skip
+        monkeypatch.setenv(f"MEMO_{name}", str(value))
+    counting = tiny.Embedder()
+    monkeypatch.setattr("memo.models.Models.embedder", lambda self: counting)
+
+
+def test_growth_is_measured_and_reported(tmp_path, tiny_environment, capsys):
+    out = tmp_path / "results" / "scaling.json"
+    words = ["evaluate", "scaling", "--documents", "1,3", "--lengths", "64,128", "--visitors", "1,2", "--entries",
+             "200,400", "--workers", "", "--files", "2", "--repeats", "1", "--out", str(out)]  # fmt: skip
+    assert main(words) == 0
+    found = json.loads(out.read_text())["results"]
+    assert [row["documents"] for row in found["documents"]] == [1, 3]
+    assert [row["memory_bytes_ratio"] for row in found["documents"]] == [1, 3]  # of the same length
+    assert [row["tokens_ratio"] for row in found["tokens"]] == [1, 2] == [row["bytes_ratio"] for row in found["tokens"]]
+    assert [row["entries"] for row in found["store"]] == [199, 399]
+    memory, slots = found["costs"]["bytes"]["memory"], 3 * 2 * 16 * 2 * 4  # layers, heads, size, K and V, float32
+    assert memory == pytest.approx(1e6 / 8 * slots, rel=0.02)
+    assert main(["evaluate", "report", "--results", str(out.parent)]) == 0
+    told = (out.parent / "RESULTS.md").read_text()
+    assert "## Growth" in told and "A billion tokens" in told and "documents of 128 tokens" in told
+    assert main(words) == 0 and "Measuring" not in capsys.readouterr().out.split("Wrote")[-2]  # all is there
+
+
+def test_the_numbers_of_the_page_are_those_of_the_results():
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    results = json.loads((ROOT / "assets" / "results" / "scaling.json").read_text())["results"]
+    for name in ("growth", "million", "takes over", "billion"):
+        assert BEGIN.format(name) in page
+    assert written(page, results) == page and page.count("|") > 100
+    assert all(row["same"] for row in results["engines"] if row["workers"])
+
+
 # --- places elsewhere
 
 
@@ -161,6 +205,23 @@ def test_a_library_comes_back_from_elsewhere_as_it_was(tiny_rag, tiny_models, ti
         again = finish(MemoRAG(library, tiny_models, tiny_settings).ask(question))["memorag"]
         assert (again.text, again.clues, again.passages) == (answer.text, answer.clues, answer.passages)
     assert content(tmp_path / "there") == content(tmp_path / "library")
+
+
+def test_push_and_pull_from_the_command_line(tmp_path, tiny_environment, place, capsys):
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.md", "deep/c.csv"):
+        (tmp_path / "texts" / name).write_text(tiny.TEXT)
+    here, there = str(tmp_path / "here"), str(tmp_path / "there")
+    assert main(["memorize", str(tmp_path / "texts"), "--library", here]) == 0
+    assert main(["push", place, "--library", here]) == 0
+    assert main(["pull", place, "--library", there]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told[:2]] == ["a.txt", "b.md"]  # what cannot be read in a folder is left out
+    assert told[2:] == ["2 documents are there, 2 of them were sent.", "2 documents are here, 2 of them came."]
+    assert content(Path(here)) == content(Path(there))
+    assert main(["push", place, "--library", str(tmp_path / "nothing")]) == 2
+    assert main(["pull", f"{place}/nothing", "--library", there]) == 2
+    assert "There is no library at that place." in capsys.readouterr().err
 
 
 def test_what_changes_follows_and_what_was_before_goes(tiny_rag, tiny_models, tmp_path, place):

@@ -23,6 +23,7 @@ from memo.evaluate.strategies import EVERY
 from memo.settings import Settings, from_environment
 
 RESULTS = Path("assets/results")
+PAGE = Path("docs/scaling.md")  # whose tables are of scaling.json
 GROWN = (  # of `scaling`: what grows, its sizes, what they are
     ("documents", "10,30,100,300", "short documents in a library"),
     ("lengths", "1024,4096,16384", "tokens of one document"),
@@ -412,12 +413,18 @@ def run(chosen: argparse.Namespace) -> int:
     from memo.evaluate.record import write
 
     if chosen.measure == "report":
-        from memo.evaluate.report import report
+        from memo.evaluate.report import read, report
+        from memo.evaluate.report_scaling import written
+        from memo.models import write_atomic
 
         if not any(chosen.results.glob("**/*.json")):
             raise SettingsError(f"There are no results in {chosen.results}.", "It needs qa/NAME.json or others.")
         report(chosen.results, chosen.results / "RESULTS.md")
         print(f"Wrote {chosen.results / 'RESULTS.md'}.")
+        grown = RESULTS / "scaling.json"
+        if chosen.results == RESULTS and grown.exists() and PAGE.exists():
+            write_atomic(PAGE, written(PAGE.read_text("utf-8"), read(grown, "scaling")["results"]))
+            print(f"Wrote {PAGE}.")
         return 0
     check_out(chosen.out)
     measures = {"qa": run_qa, "memory": run_memory, "clues": run_clues, "study": run_study, "decoder": run_decoder,

@@ -15,6 +15,7 @@ from typing import Any
 from memo.errors import SettingsError
 from memo.evaluate.report_decoder import beyond, decoders
 from memo.evaluate.report_reliability import reliable
+from memo.evaluate.report_scaling import scaled
 from memo.evaluate.report_sets import ablation, answers, by_value, losses, retrieval
 from memo.evaluate.report_tables import (
     ENOUGH,
@@ -37,11 +38,12 @@ NEEDED = {  # what `results` of a file has at least
     "clues": ("what", "sets", "weights", "against"),
     "decoder": ("what", "trained", "alphas", "test", "sweep", "router", "alpha_zero", "store", "speed"),
     "downstream": ("what", "rows"), "reliability": ("what",),
+    "scaling": ("what", "documents", "tokens", "visitors", "engines", "store", "store_exponent", "costs"),
     "speed": ("what", "memorize", "first_clue", "bytes", "load", "exponent", "compare", "search", "visitors", "peak"),
 }  # fmt: skip
 SINGLE = {  # file -> its kind
     "memory": "memory", "memory-trained": "memory", "memory-8k": "memory", "clues": "clues", "study": "study",
-    "downstream": "downstream", "speed": "speed", "reliability": "reliability",
+    "downstream": "downstream", "speed": "speed", "scaling": "scaling", "reliability": "reliability",
 }  # fmt: skip
 SEVERAL = ("qa", "decoder")  # folders of files, each of the kind that the folder is named after
 MODELS = ("memory", "memory_weights", "generator", "embedder")
@@ -101,6 +103,7 @@ def report(folder: Path, out: Path) -> None:
     parts += decoders(domains)
     parts += beyond(single["downstream"]) if single["downstream"] else []
     parts += fast(speed) if speed else ["## Speed", "Not measured: there is no `speed.json`."]
+    parts += scaled(single["scaling"]) if single["scaling"] else []
     parts += reliable(single["reliability"]) if single["reliability"] else []
     parts += limits(sets, memory, speed)
     if any(files.values()):
@@ -132,6 +135,7 @@ def opening(
     if domains:
         what.append(f"a Memory Decoder in {len(domains)} domain{'s' * (len(domains) > 1)}")
     what += ["speed"] if single["speed"] else []
+    what += ["growth"] if single["scaling"] else []
     if not what:
         return ["Nothing is measured yet."]
     sentences = [f"Measured: {'; '.join(what)}."]

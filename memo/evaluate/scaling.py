@@ -68,7 +68,8 @@ def evaluate(
             tell(f"Measuring {name}.")
             rows.add(name, measure())
     found = {name: rows.done[name] for name in parts}
-    grown = [(row["entries"], row["seconds"]) for row in found["store"]]
+    took = "core_seconds" if model.device.type == "cpu" else "seconds"
+    grown = [(row["entries"], row[took]) for row in found["store"]]
     what = {
         "models": models.names(), "device": str(model.device), "ratio": settings.ratio, "window": settings.window,
         "positions": model.max_positions, "short": SHORT, "file": FILE, "answer": ASKED, "repeats": repeats,

@@ -20,11 +20,11 @@ from memo.ui.texts import say
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-SECTIONS = ("questions", "memory", "clues", "study", "decoder", "speed", "downstream", "reliability")
+SECTIONS = ("questions", "memory", "clues", "study", "decoder", "speed", "downstream", "scaling", "reliability")
 FIGURES = "figures"  # in place of a section: the figures of all of them
 SINGLE = {  # section -> its files
     "memory": ("memory", "memory-pretrained", "memory-trained", "memory-8k"), "clues": ("clues",), "study": ("study",),
-    "speed": ("speed",), "downstream": ("downstream",), "reliability": ("reliability",),
+    "speed": ("speed",), "downstream": ("downstream",), "scaling": ("scaling",), "reliability": ("reliability",),
 }  # fmt: skip
 
 
@@ -77,6 +77,7 @@ def tables(section: str, found: Mapping[str, Results], language: str = "en") -> 
     from memo.evaluate import report_tables
     from memo.evaluate.report_decoder import beyond, decoders
     from memo.evaluate.report_reliability import reliable
+    from memo.evaluate.report_scaling import scaled
 
     if section == "questions":
         return _questions(found, language)
@@ -84,7 +85,8 @@ def tables(section: str, found: Mapping[str, Results], language: str = "en") -> 
         return "\n\n".join(decoders(found))
     make = {
         "memory": report_tables.kept, "clues": report_tables.recalled, "study": report_tables.studied,
-        "speed": report_tables.fast, "downstream": beyond, "reliability": reliable,
+        "speed": report_tables.fast, "downstream": beyond, "scaling": scaled,
+        "reliability": reliable,
     }[section]  # fmt: skip
     parts = []
     for name, results in found.items():
