@@ -14,30 +14,32 @@ from memo.plots_style import BLUE, GREEN, ORANGE, PINK, RED, SKY, VIOLET, empty
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# the losses a log may name, in the order they are drawn: colour, dash
+# stage -> the losses of its log that are drawn, in this order: colour, dash
 LINES = {
-    "loss": (GREEN, "solid"), "next": (BLUE, "dot"), "repeat": (ORANGE, "dash"), "span": (BLUE, "dot"),
-    "answer": (ORANGE, "dash"), "draft": (PINK, "dashdot"), "question": (SKY, "longdash"), "key": (RED, "longdashdot"),
+    "pretrain": {"loss": (GREEN, "solid"), "next": (BLUE, "dot"), "repeat": (ORANGE, "dash")},
+    "sft": {
+        "loss": (GREEN, "solid"), "span": (BLUE, "dot"), "answer": (ORANGE, "dash"), "draft": (PINK, "dashdot"),
+        "question": (SKY, "longdash"), "key": (RED, "longdashdot"),
+    },
 }  # fmt: skip
 
 
 def losses(
-    log: Sequence[Mapping[str, Any]], held: Sequence[tuple[int, float]], steps: int, names: Mapping[str, str],
-    titles: tuple[str, str], parts: Sequence[str] = tuple(LINES),
+    kind: str, log: Sequence[Mapping[str, Any]], held: Sequence[tuple[int, float]], steps: int,
+    names: Mapping[str, str], titles: tuple[str, str],
 ) -> Figure:  # fmt: skip
     """Losses over steps. held: (step, loss) of what is held out. steps: of the whole training, which the axis shows.
 
-    names: of the losses, and of "held". titles: of the axes. parts: which of the losses are drawn, if they are there.
+    kind: of the training, see `LINES`. names: of the losses, and of "held". titles: of the axes.
     """
     import plotly.graph_objects as go
 
     figure = empty(340, titles[0], titles[1])
     hover = "%{x:,}: %{y:.3f}<extra>%{fullData.name}</extra>"
-    for part in (part for part in LINES if part in parts):
+    for part, (colour, dash) in LINES[kind].items():
         found = [(point["step"], point[part]) for point in log if point.get(part) is not None]
         if found:
             x, y = zip(*found, strict=True)
-            colour, dash = LINES[part]
             line = {"color": colour, "dash": dash, "width": 2.5 if part == "loss" else 1.5}
             figure.add_trace(go.Scatter(x=x, y=y, name=names[part], mode="lines", line=line, hovertemplate=hover))
     if held:

@@ -16,7 +16,7 @@ import gradio as gr
 
 from memo.errors import LessonsError, MemoError
 from memo.ui import cards, training_html
-from memo.ui.ask import EVERY, QUICK, WATCHING, AskPage
+from memo.ui.ask import QUICK, WATCHING, AskPage
 from memo.ui.comparing import MOST
 from memo.ui.draw import Updates
 from memo.ui.handing import NAME, PATH
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from memo.train.lessons import Lesson
 
 BYTES = 1_000_000  # of a file of lessons
-CURVE = 1.0  # seconds between two drawings of the curve
+PACE = 0.4  # seconds between two looks at a training
+CURVE = 2.0  # between two drawings of the curve
 FETCH = """(address) => {
   if (!address) return;
   const link = document.createElement('a');
@@ -178,32 +179,41 @@ class TrainingTab:
         if not token:
             yield {self.page.status: gr.skip()}
             return
-        visit, shown, curve = self.ask.visit(token, request), None, 0.0
+        visit, shown, drawn, at = self.ask.visit(token, request), None, -1, 0.0
         while True:
-            training = visit.training
-            running, now = training.running, (training.version, round(training.seconds_left or 0))
-            if now != shown:
-                shown, due = now, not running or time.monotonic() > curve + CURVE
-                curve = time.monotonic() if due else curve
-                yield self.draw(visit, curve=due)
+            running, version, status = visit.training.running, visit.training.version, training_html.status(visit)
+            buttons = (running, visit.training.weights)
+            if (status, buttons) != shown:
+                if shown is None or buttons != shown[1]:
+                    yield self.draw(visit, curve=False)
+                else:
+                    yield {self.page.status: status}
+                shown = (status, buttons)
+            if version != drawn and (not running or time.monotonic() > at + CURVE):
+                drawn, at = version, time.monotonic()
+                yield self.draw_figures(visit)
             if not running or visit.session.closed:
                 break
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(PACE)
 
     # --- drawing ---
 
     def draw(self, visit: Visit, curve: bool = True) -> Updates:
-        """All of a training. curve: with its figure, which takes longer to draw than it changes."""
+        """A training. curve: with its figures."""
         p, training = self.page, visit.training
         idle, made = not training.running, training.weights is not None
         updates: Updates = {
-            p.status: training_html.status(visit), p.outcome: training_html.outcome(visit),
-            p.table: training_html.table(visit), p.start: gr.Button(interactive=idle),
+            p.status: training_html.status(visit), p.start: gr.Button(interactive=idle),
             p.stop: gr.Button(interactive=not idle), p.drop: gr.Button(interactive=idle and made),
             p.keep: gr.Button(interactive=idle and made and training.kept != training.weights),
             p.download: gr.Button(interactive=made), p.compare: gr.Button(interactive=idle and made),
         }  # fmt: skip
-        return updates | ({p.curve: self._curve(visit)} if curve else {})
+        return updates | (self.draw_figures(visit) if curve else {})
+
+    def draw_figures(self, visit: Visit) -> Updates:
+        """The curve, what came of it, before and after: these take the page longer than a line of text."""
+        p, outcome, table = self.page, training_html.outcome(visit), training_html.table(visit)
+        return {p.curve: self._curve(visit), p.outcome: outcome, p.table: table}
 
     @staticmethod
     def _curve(visit: Visit) -> gr.Plot:
@@ -214,7 +224,7 @@ class TrainingTab:
         from memo.train.ship import curve
 
         log = curve(list(training.lines)) if training.lines else []
-        figure = plots_training.losses(log, list(training.held), training.steps, *words(visit))
+        figure = plots_training.losses(training.kind, log, list(training.held), training.steps, *words(visit))
         return gr.Plot(value=figure, visible=True)
 
     def draw_kind(self, visit: Visit, kind: str) -> Updates:
@@ -225,7 +235,7 @@ class TrainingTab:
         if run is not None:
             from memo import plots_training
 
-            figure = plots_training.losses(run["log"], [], run["plan"]["steps"], *words(visit))
+            figure = plots_training.losses(kind, run["log"], [], run["plan"]["steps"], *words(visit))
             plot = gr.Plot(value=figure, visible=True)
         return {
             p.lessons: gr.File(visible=sft), p.brought: gr.HTML(training_html.brought(visit), visible=sft),
