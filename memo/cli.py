@@ -372,9 +372,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "serve": run_serve, "memorize": run_memorize, "push": run_push, "pull": run_pull, "documents": run_documents,
-    "forget": run_forget,
-    "study": run_study, "ask": run_ask, "compare": run_compare, "models": run_models, "evaluate": evaluation.run,
-    "train": training.run, "decode-train": decode_cli.run,
+    "forget": run_forget, "study": run_study, "ask": run_ask, "compare": run_compare, "models": run_models,
+    "evaluate": evaluation.run, "train": training.run, "decode-train": decode_cli.run,
 }  # fmt: skip
 
 

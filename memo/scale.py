@@ -191,7 +191,8 @@ def memorize(
         try:
             return result if isinstance(result, MemoError) else ray.get(result)
         except ray.exceptions.RayError as error:  # it died, again and again, or what it made was lost
-            return BackendError(f"The worker ended: {reason(error)}", "Has it enough memory?")
+            told = reason(getattr(error, "cause", None) or error)
+            return BackendError(f"The worker failed: {told}", "Has it enough memory?")
 
     for file, name, result in zip(files, names, in_order(actors, jobs()), strict=True):
         found = fetched(result)
