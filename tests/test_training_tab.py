@@ -21,9 +21,11 @@ from test_app import (  # noqa: F401 (fixtures)
 )
 
 from memo.answers import memory_prompt
+from memo.decoder import first_layers
 from memo.errors import LessonsError, TooLittleText
 from memo.evaluate.beside import Told
 from memo.generate import LocalGenerator, write
+from memo.mixing import Mixing
 from memo.models import Reweighted, fingerprint
 from memo.train import own
 from memo.ui import training, training_html
@@ -339,12 +341,26 @@ def test_only_so_many_visitors_keep_weights(visitor, visitors, monkeypatch):  # 
 
 def test_a_studied_memory_comes_back_as_studied(visitor):
     [row] = visitor.visit.rows.values()
-    row.studied = True
+    row.studied = True  # as if: its memory is what it was
     train(visitor)
     then(visitor, "keep_weights")
     assert not row.studied
     then(visitor, "drop_weights")
     assert row.studied
+
+
+def test_a_decoder_is_mixed_beside_whichever_weights_are_in_place(visitor):
+    visit = visitor.visit
+    base = visit.session.rag.models.memory_model()
+    visit.session.rag.mixing = Mixing(base, first_layers(base.model, 1), 0.4)
+    train(visitor)
+    then(visitor, "keep_weights")
+    reader = visit.session.rag.models.memory_model()
+    assert visit.session.rag.mixing.llm is reader is visit.session.rag.models.generator().model
+    visit.mix(0.5)
+    assert all(error is None for error, _ in answers(visitor).values())
+    then(visitor, "drop_weights")
+    assert visit.session.rag.mixing.llm is base
 
 
 def test_the_shipped_run_is_shown_beside(visitor, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import copy
 import os
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from memo.errors import Cancelled, TooLittleText, TooManyWeights
+from memo.log import note
 from memo.models import Models, Reweighted
 from memo.sessions import Session
 from memo.ui import coursework
@@ -160,8 +162,9 @@ class Training:
         threading.Thread(target=self._run, args=(work,), daemon=True, name="memo-weights").start()
 
     def _run(self, work: Callable[[], None]) -> None:
-        with suppress(OSError, AttributeError):  # of this thread, and of those that compute for it, alone
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        if self.doing == "train" and sys.platform == "linux":  # there it is of this thread, and of what computes for it
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         self._try(work)
         while True:
             with self._lock:
@@ -282,8 +285,10 @@ class Training:
         with self._lock:
             self._go_on()
             self._adopt(reader, out)
+        line = self.lines[-1]
+        note("weights trained", tokens=line["tokens"], seconds=line["seconds"])
         self._at("measuring", 0, 0)
-        self.held.append((self.lines[-1]["step"], own.held_loss(course, accelerator)))
+        self.held.append((line["step"], own.held_loss(course, accelerator)))
 
     def _adopt(self, reader: MemoryModel, out: Path) -> None:
         """What was trained takes the place of what was trained before; a session that works with that goes on so."""
@@ -341,9 +346,10 @@ class Training:
         assert self._base is not None
         with self._folder():
             if self.kept:
-                old = Shelf(self._root / f"{FOLDER}before")
+                old, rows = Shelf(self._root / f"{FOLDER}before"), list(self.session.view.rows.values())
+                as_they_were = {row.key for row in rows if row.entry and self._shipped.path(row.entry).exists()}
                 exchange(self.session, self._base, self._shipped, old, self._memorizing)
-                self._rows(self._studied)
+                self._rows(self._studied & as_they_were)
                 self.session.view.looking.clear()
             self.kept, self.weights, self.key, self.compared = None, None, "", []
             self._learnt, self._studied = set(), set()
