@@ -101,6 +101,7 @@ bench: $(BIN)/.tested  ## every measurement: make bench DATA=folder of question 
 			--held-out $(DATA)/$$set:$$held --test $(DATA)/$$set:test --other $(DATA)/$$other:test \
 			--tokens-test 40000 --set steps=$(DECODER_STEPS) --set batch=16 --work runs/decoder/$$name \
 			--out $(RESULTS)/decoder/$$name.json < /dev/null || exit 1; done
+	$(BIN)/memo evaluate scaling --out $(RESULTS)/scaling.json
 	$(BIN)/memo evaluate downstream --memory-decoder assets/models/smollm2-135m-law-decoder \
 		--learnt $(DATA)/court_opinions:train@1000000 --facts 300 --data $(DATA)/pubmedqa --out $(RESULTS)/downstream.json
 	$(BIN)/memo evaluate memory --data $(DATA)/books --split valid --limit 8 --memory-weights untrained \
