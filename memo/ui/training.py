@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from memo.errors import Cancelled, TooLittleText, TooManyWeights
+from memo.errors import Cancelled, MemoError, TooLittleText, TooManyWeights
 from memo.log import note
 from memo.models import Models, Reweighted
 from memo.sessions import Session
@@ -178,6 +178,8 @@ class Training:
     def _try(self, work: Callable[[], None]) -> None:
         try:
             work()
+        except MemoError as error:
+            self.error = None if self._gone else error.with_traceback(None)  # its frames hold weights and gradients
         except Exception as error:
             self.error = None if self._gone else error
         finally:
