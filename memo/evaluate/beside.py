@@ -1,7 +1,7 @@
-"""One question put to a memory: what is answered from it alone, and how much of what is right it would have said.
+"""Questions put to a memory: what is answered from it alone, and how much of what is right it would have said.
 
-In: a memory model, the slots of the documents, a question with its answers and the sentence that holds one (both may be
-unknown). Out: `Told`. With several weights side by side it shows what a training did to this very question.
+In: a memory model, questions with the slots of the documents, answers and the sentence that holds one (both may be
+unknown). Out: `Told`. With several weights side by side it shows what a training did to these very questions.
 
     answer_tokens     share of the tokens of the answer that are the top prediction after the memory, the question and
                       the tokens before (as `memory_only` asks)
@@ -30,6 +30,16 @@ KINDS = {"answer": "answer_tokens", "span": "evidence_tokens"}
 
 
 @dataclass(frozen=True)
+class Put:
+    """A question, and the slots it is put to. answers, sentence: empty where none are known."""
+
+    slots: Slots
+    question: str
+    answers: tuple[str, ...] = ()
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
 class Told:
     """Measures are None where nothing is known to measure by."""
 
@@ -40,37 +50,36 @@ class Told:
 
 
 def ask(
-    reader: MemoryModel, slots: Slots, question: str, answers: Sequence[str], sentence: str, tokens: int,
-    go_on: Callable[[], None] = lambda: None,
-) -> Told:  # fmt: skip
-    """Asks. sentence: empty where none is known. tokens: of the answer at most. go_on: what it raises ends it."""
+    reader: MemoryModel, every: Sequence[Put], tokens: int, told: Callable[[int], None] = lambda done: None
+) -> list[Told]:
+    """Asks all in one batch. tokens: of an answer at most. told: hears how many are answered; may raise to end it."""
     run = LocalGenerator(reader, "memory").open()
-    stream = run.add(memory_prompt(question, tokens, slots))
+    streams = [run.add(memory_prompt(one.question, tokens, one.slots)) for one in every]
     while run.step():
-        go_on()
+        told(sum(stream.done for stream in streams))
     run.close()
-    if stream.error:
-        raise stream.error
-    said = stream.text.strip()
-    if not answers:
-        return Told(said)
-    language = "ko" if re.search("[가-힣]", "".join(answers)) else "en"
-    return Told(said, f1(said, answers, language), **recalled(reader, slots, question, answers, sentence))
+    found = []
+    for one, stream in zip(every, streams, strict=True):
+        if stream.error:
+            raise stream.error
+        said, measures = stream.text.strip(), {}
+        if one.answers:
+            language = "ko" if re.search("[가-힣]", "".join(one.answers)) else "en"
+            measures = {"f1": f1(said, one.answers, language), **recalled(reader, one)}
+        found.append(Told(said, **measures))
+    return found
 
 
-def recalled(
-    reader: MemoryModel, slots: Slots, question: str, answers: Sequence[str], sentence: str
-) -> dict[str, float]:
+def recalled(reader: MemoryModel, one: Put) -> dict[str, float]:
     """The shares of tokens, see above; without a sentence that of the answer alone."""
-    clues = {"span": (sentence,)} if sentence else {}
-    asked = Asked(question, tuple(answers), (), clues)
+    asked = Asked(one.question, one.answers, (), {"span": (one.sentence,)} if one.sentence else {})
     targets = sft.Encoder(reader, Tuning.most).targets(Lesson((), (asked,)))
     rows = [torch.tensor([target.prompt + target.ids], device=reader.device) for target in targets]
     found = {}
     with inference(reader):
-        hidden = behind(reader, slots, [row[:, :-1] for row in rows])
-        for target, row, one in zip(targets, rows, hidden, strict=True):
+        hidden = behind(reader, one.slots, [row[:, :-1] for row in rows])
+        for target, row, states in zip(targets, rows, hidden, strict=True):
             first = len(target.prompt)
-            hits = reader.logits(one[0, first - 1 :]).argmax(dim=-1) == row[0, first:]
+            hits = reader.logits(states[0, first - 1 :]).argmax(dim=-1) == row[0, first:]
             found[KINDS[target.kind]] = hits.float().mean().item()
     return found

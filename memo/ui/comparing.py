@@ -1,11 +1,11 @@
 """A visitor's questions, asked with the shipped memory weights and with their own, side by side.
 
-In: a session, two kinds of models with memories of the same documents, questions. Out: `Compared`, one by one.
+In: a session, two kinds of models with memories of the same documents, questions. Out: `Compared`, one for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from memo.ui.exchange import Shelf, Told
 from memo.ui.questions import Question
 
 if TYPE_CHECKING:
+    from memo.evaluate.beside import Put
     from memo.evaluate.beside import Told as Answered
     from memo.memory import Memory
 
@@ -51,21 +52,26 @@ def memory_of(session: Session, models: Models, shelf: Shelf, told: Told) -> Mem
 
 
 def compare(
-    session: Session, memories: Sequence[Memory], questions: Sequence[Question], go_on: Callable[[], None]
-) -> Iterator[Compared]:
-    """Asks. memories: before and after. go_on: what it raises ends it."""
-    for question in questions[:MOST]:
-        before, after = (_ask(session, memory, question, go_on) for memory in memories)
-        yield Compared(question.text, before, after)
-
-
-def _ask(session: Session, memory: Memory, question: Question, go_on: Callable[[], None]) -> Answered:
+    session: Session, memories: Sequence[Memory], questions: Sequence[Question], told: Told
+) -> list[Compared]:
+    """Asks. memories: before and after. told: hears how many answers are there, of how many; what it raises ends it."""
     from memo.evaluate import beside
+
+    questions, of, sides = questions[:MOST], 2 * len(questions[:MOST]), []
+    for memory in memories:
+        every = [_put(session, memory, question) for question in questions]
+        before = sum(map(len, sides))
+        tokens = session.settings.answer_tokens
+        sides.append(beside.ask(memory.model, every, tokens, lambda done, before=before: told(before + done, of)))
+    return [Compared(one.text, *both) for one, *both in zip(questions, *sides, strict=True)]
+
+
+def _put(session: Session, memory: Memory, question: Question) -> Put:
+    from memo.evaluate.beside import Put
     from memo.search import Query
 
     [hits] = session.rag.library.rank([Query("question", (question.text,))], depth=100)
     slots = memory.compose(dict.fromkeys(hit["document"] for hit in hits)).slots
     placed = coursework.of_questions(session, memory.model, [question])
     sentence = placed[0].questions[0].clues["span"][0] if placed else ""
-    tokens = session.settings.answer_tokens
-    return beside.ask(memory.model, slots, question.text, question.answers, sentence, tokens, go_on)
+    return Put(slots, question.text, question.answers, sentence)

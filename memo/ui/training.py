@@ -217,6 +217,11 @@ class Training:
         self._go_on()
         self._at("memorizing", done, of)
 
+    def _asking(self, done: int, of: int) -> None:
+        self._go_on()
+        if (done, of) != (self.done, self.of) or self.stage != "asking":
+            self._at("asking", done, of)
+
     def _writing(self, done: int, of: int) -> None:
         self._at("writing", done, of)
 
@@ -379,9 +384,4 @@ class Training:
                 raise TooLittleText("There is no document to ask about.", "Put one in under Ask first.")
             sides = ((self._base, self._shipped), (self._own(), Shelf(self.weights.parent / "shelf")))
             memories = [memory_of(session, models, shelf, self._memorizing) for models, shelf in sides]
-            found, of = [], len(self.questions)
-            self._at("asking", 0, of)
-            for one in compare(session, memories, self.questions, self._go_on):
-                found.append(one)
-                self.compared = list(found)
-                self._at("asking", len(found), of)
+            self.compared = compare(session, memories, self.questions, self._asking)
