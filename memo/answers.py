@@ -79,9 +79,7 @@ class Ask:
     def compose(self) -> Composed:
         """The memory for this question: all documents, or the most relevant that fit (noted)."""
         if self.memory is None:
-            memory = self.library.memory(self.memory_model())
-            [hits] = self.library.rank([Query("question", (self.question,))], depth=100)
-            self.memory = memory.compose(dict.fromkeys(hit["document"] for hit in hits))
+            self.memory = self.library.memory(self.memory_model()).compose(relevant(self.library, self.question))
             if self.memory.left_out:
                 left = ", ".join(self.library.entry(d).name for d in self.memory.left_out)
                 self.notes.append(f"Not all memories fit the model together; left out as least relevant: {left}.")
@@ -142,6 +140,12 @@ class Ask:
             shown.append(f"[{place}]\n{found.text.strip()}")
         user = ASK.format(passages="\n\n".join(shown), question=self.question)
         return self.prompt(SYSTEM, user, self.settings.answer_tokens)
+
+
+def relevant(library: Library, question: str) -> list[str]:
+    """Documents with passages near the question, the nearest first."""
+    [hits] = library.rank([Query("question", (question,))], depth=100)
+    return list(dict.fromkeys(hit["document"] for hit in hits))
 
 
 def leading(clues: Sequence[Clue]) -> list[Clue]:

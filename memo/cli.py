@@ -224,29 +224,19 @@ def describe(entry: Entry, wanted: int) -> str:
     )
 
 
-def run_push(arguments: argparse.Namespace) -> int:
+def run_push_or_pull(arguments: argparse.Namespace) -> int:
     from memo import remote
     from memo.pipeline import open_library
 
-    with open_library(existing(arguments.library)) as rag:
-        sent, count = remote.push(rag.library, arguments.url), len(rag.library.documents)
+    push = arguments.command == "push"
+    with open_library(existing(arguments.library) if push else arguments.library) as rag:
+        moved = (remote.push if push else remote.pull)(rag.library, arguments.url)
+        count = len(rag.library.documents)
     if arguments.json:
-        print_json({"sent": sent, "documents": count})
+        print_json({"sent" if push else "came": moved, "documents": count})
     else:
-        print(f"{count} documents are there, {len(sent)} of them were sent.")
-    return 0
-
-
-def run_pull(arguments: argparse.Namespace) -> int:
-    from memo import remote
-    from memo.pipeline import open_library
-
-    with open_library(arguments.library) as rag:
-        came, count = remote.pull(rag.library, arguments.url), len(rag.library.documents)
-    if arguments.json:
-        print_json({"came": came, "documents": count})
-    else:
-        print(f"{count} documents are here, {len(came)} of them came.")
+        there, done = ("there", "were sent") if push else ("here", "came")
+        print(f"{count} documents are {there}, {len(moved)} of them {done}.")
     return 0
 
 
@@ -371,7 +361,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "serve": run_serve, "memorize": run_memorize, "push": run_push, "pull": run_pull, "documents": run_documents,
+    "serve": run_serve, "memorize": run_memorize, "push": run_push_or_pull,
+    "pull": run_push_or_pull, "documents": run_documents,
     "forget": run_forget, "study": run_study, "ask": run_ask, "compare": run_compare, "models": run_models,
     "evaluate": evaluation.run, "train": training.run, "decode-train": decode_cli.run,
 }  # fmt: skip

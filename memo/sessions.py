@@ -12,7 +12,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,16 @@ from memo.settings import Settings
 from memo.train.recipe import Studying
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
+
+
+def repeat(work: Callable[[], None], every: float, ended: threading.Event, name: str) -> None:
+    """Has `work` done every so many seconds in a thread of that name, until `ended` is set."""
+
+    def keep() -> None:
+        while not ended.wait(every):
+            work()
+
+    threading.Thread(target=keep, daemon=True, name=name).start()
 
 
 @dataclass
@@ -179,17 +189,12 @@ class Sessions:
     def watch(self, every: float = 30.0) -> threading.Event:
         """Sweeps in the background until the returned event is set."""
         ended = threading.Event()
-
-        def keep() -> None:
-            while not ended.wait(every):
-                self.sweep()
-
-        threading.Thread(target=keep, daemon=True, name="memo-sweep").start()
+        repeat(self.sweep, every, ended, "memo-sweep")
         return ended
 
     def stop_all(self) -> None:
         """Has everything that runs end at its next token, window or step."""
-        for session in list(self._sessions.values()):
+        for session in self.all():
             session.stop.all()
 
     def close_all(self) -> None:

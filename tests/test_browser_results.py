@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
-from playwright.sync_api import expect, sync_playwright
-from screenshots import ARGUMENTS, CHROMIUM
-
-import memo.ui
+from phone import on_a_phone
+from playwright.sync_api import expect
+from screenshots import CHROMIUM
 
 pytestmark = [
     pytest.mark.browser,
@@ -25,18 +24,8 @@ CSV = "question;answers\nWhen does the heat return?;3 November\nWho keeps the ke
 def page(models, tmp_path):
     """The app's page at 390 px, which fails the test on an error in the console."""
     settings = replace(SMALL, data=tmp_path / "sessions", port=0)
-    running, problems = memo.ui.launch(settings, prevent_thread_lock=True, models=models), []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = chromium.new_page(viewport={"width": 390, "height": 900}, locale="en-GB", reduced_motion="reduce")
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-        page.goto(running.url)
-        expect(page.locator("#documents .empty")).to_be_visible(timeout=LONG)
+    with on_a_phone(settings, models, LONG) as page:
         yield page
-        chromium.close()
-    running.close()
-    assert not problems
 
 
 def file(name, text):

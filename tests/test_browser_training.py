@@ -7,10 +7,10 @@ import pytest
 import tiny
 from axe_playwright_python.sync_playwright import Axe
 from conftest import TINY, counting_words
-from playwright.sync_api import expect, sync_playwright
-from screenshots import ARGUMENTS, CHROMIUM
+from phone import on_a_phone
+from playwright.sync_api import expect
+from screenshots import CHROMIUM
 
-import memo.ui
 from memo.ui import training_html
 
 pytestmark = [
@@ -29,18 +29,8 @@ def page(settings_for, tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "training.json").write_text(SHIPPED)
     monkeypatch.setattr(training_html, "trained_weights", lambda settings: tmp_path)
     settings = settings_for(memory_model=str(tiny_folder), port=0, **TINY)
-    running, problems = memo.ui.launch(settings, prevent_thread_lock=True, models=counting_words(settings)), []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = chromium.new_page(viewport={"width": 390, "height": 900}, locale="en-GB", reduced_motion="reduce")
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-        page.goto(running.url)
-        expect(page.locator("#documents .empty")).to_be_visible(timeout=LONG)
+    with on_a_phone(settings, counting_words(settings), LONG) as page:
         yield page
-        chromium.close()
-    running.close()
-    assert not problems
 
 
 def open_tab(page, name):

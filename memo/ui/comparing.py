@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memo.answers import relevant
 from memo.models import Models
 from memo.sessions import Session
 from memo.ui import coursework
@@ -68,10 +69,8 @@ def compare(
 
 def _put(session: Session, memory: Memory, question: Question) -> Put:
     from memo.evaluate.beside import Put
-    from memo.search import Query
 
-    [hits] = session.rag.library.rank([Query("question", (question.text,))], depth=100)
-    slots = memory.compose(dict.fromkeys(hit["document"] for hit in hits)).slots
+    slots = memory.compose(relevant(session.rag.library, question.text)).slots
     placed = coursework.of_questions(session, memory.model, [question])
     sentence = placed[0].questions[0].clues["span"][0] if placed else ""
     return Put(slots, question.text, question.answers, sentence)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 import gradio as gr
 
-from memo.sessions import Sessions
+from memo.sessions import Sessions, repeat
 
 MOST = 2000  # pages that Gradio keeps at all
 IDLE = timedelta(seconds=10)  # a call that takes longer holds what it needs itself
@@ -32,9 +32,4 @@ def sweep(demo: gr.Blocks, sessions: Sessions, idle: timedelta = IDLE) -> None:
 
 def watch(demo: gr.Blocks, sessions: Sessions, ended: threading.Event, every: float = 5.0) -> None:
     """Sweeps in the background until `ended` is set."""
-
-    def keep() -> None:
-        while not ended.wait(every):
-            sweep(demo, sessions)
-
-    threading.Thread(target=keep, daemon=True, name="memo-pages").start()
+    repeat(lambda: sweep(demo, sessions), every, ended, "memo-pages")
