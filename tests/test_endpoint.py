@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.forever()
         if word == "together":  # no answer before three have asked
             self.server.together.wait()
-        for number, piece in enumerate(rest.split(" ")):
+        for number, piece in enumerate(rest.split(" ")[: body["max_tokens"]]):  # ends where it was told to
             self.say(piece if not number else f" {piece}")
             if word == "garbage" and number == 1:
                 self.event("{this is no JSON")
