@@ -18,7 +18,7 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 
 import memo.ui
-from memo.ui.door import HEALTH, Door, door
+from memo.ui.door import HEALTH, UPLOAD, Door, door
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_what_the_app_makes_of_it_is_not_told_and_its_own_faults_are():
         await send({"type": "http.response.start", "status": 400 if size < 0 else 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    def status(*pieces):
+    def status(*pieces, path="/x"):
         sent, waiting = [], [{"type": "http.request", "body": p, "more_body": True} for p in pieces]
         waiting.append({"type": "http.request", "body": b"", "more_body": False})
 
@@ -147,10 +147,12 @@ def test_what_the_app_makes_of_it_is_not_told_and_its_own_faults_are():
         async def send(message):
             sent.append(message)
 
-        scope = {"type": "http", "path": "/x", "headers": []}
+        scope = {"type": "http", "path": path, "headers": []}
         asyncio.run(Door(careless, 100, 10, lambda: (200, {}))(scope, receive, send))
         return sent[0]["status"]
 
     assert status(b"12345", b"12345") == 200 and status(b"12345", b"123456") == 413
+    assert status(b"x" * 100, path=UPLOAD) == 200 and status(b"x" * 101, path=UPLOAD) == 413
+    assert status(b"x" * 11, path="/gradio_api/call/upload") == 413  # a function of that name takes no files
     with pytest.raises(ValueError, match="its own"):
         status(b"123")

@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 from gradio import processing_utils
+from gradio.route_utils import API_PREFIX
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from memo.settings import Settings
 from memo.ui.warmup import Warmup
 
 HEALTH = "/healthz"
+UPLOAD = f"{API_PREFIX}/upload"
 FRAME = 1 << 20  # bytes of a body beside its files
 CLOSE = (b"connection", b"close")
 ROUTES = {"gradio_api", "assets", "static", "config", "upload", "upload_progress", "file", "queue", "run", "call",
@@ -49,7 +51,7 @@ class Door:
         if scope["path"] == HEALTH:
             status, told = self.health()
             return await _answer(send, status, json.dumps(told).encode(), b"application/json")
-        most = self.files if scope["path"].endswith("/upload") else self.other
+        most = self.files if scope["path"] == UPLOAD else self.other
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > most:
             return await _refuse(send, most)
