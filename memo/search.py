@@ -13,10 +13,12 @@ much better the first is than the second.
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,9 +130,22 @@ class PassageIndex:
             self.collection.delete(where={"document": document})
 
     def drop(self) -> None:
-        """Deletes the whole collection."""
+        """Deletes the whole collection, and the vectors that Chroma in this process leaves on disk without it."""
         with _answering():
+            left = self._folders()
             self.client.delete_collection(self.name)
+            for folder in left:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        """Where Chroma keeps the vectors; nowhere here, if it is a server."""
+        settings = self.client.get_settings()
+        if not settings.is_persistent:
+            return []
+        place = Path(settings.persist_directory)
+        with closing(sqlite3.connect(place / "chroma.sqlite3")) as base:
+            asked = "SELECT id FROM segments WHERE collection = ?"
+            return [place / name for (name,) in base.execute(asked, (str(self.collection.id),))]
 
     def count(self) -> int:
         with _answering():

@@ -199,6 +199,19 @@ def test_two_collections_know_nothing_of_each_other(client):
     one.drop()
 
 
+def test_a_collection_that_is_dropped_leaves_no_vectors(tmp_path):
+    client = connect(tmp_path)
+    one, two = (PassageIndex(client, name, tiny.Embedder()) for name in ("test-one", "test-two"))
+    for index in (one, two):
+        index.add(PASSAGES)
+    one.drop()
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+    [hits] = two.rank([Query("question", ("Who bought the mill?",))], 3)
+    assert len(hits) == 3
+    two.drop()
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
 def test_an_empty_collection_finds_nothing(index):
     assert index.rank([Query("question", ("anything",)), Query("clue", ("else",))]) == [[], []]
     assert index.rank([]) == [] and index.documents() == set()
