@@ -57,7 +57,8 @@ def test_from_memorizing_to_forgetting(app, client, tmp_path):
     path = tmp_path / "bridge.txt"
     path.write_text("The bridge of the mill was built again in 1904.")
     again = client.predict(handle_file(str(path)), token, api_name="/memorize_file")
-    assert again["token"] == token
+    assert again["token"] == token and path.exists()
+    assert not list(Path(app.demo.app.uploaded_file_dir).rglob(path.name))  # the server's copy is gone
     listed = client.predict(token=token, api_name="/documents")["documents"]
     assert [one["name"] for one in listed] == ["mill.md", "bridge.txt"]
     answer = client.predict(question="Who bought the mill?", token=token, strategy="rag", api_name="/ask")

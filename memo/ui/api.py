@@ -84,7 +84,11 @@ class Api:
         """
         if not file:
             raise SettingsError("There is no file.", "Send one.")
-        return self._memorized(read_document(file, **self.sessions.settings.file_limits), token)
+        try:
+            document = read_document(file, **self.sessions.settings.file_limits)
+        finally:
+            Path(file).unlink(missing_ok=True)  # the web server would keep it for an hour
+        return self._memorized(document, token)
 
     def _memorized(self, document: Document, token: str) -> dict[str, Any]:
         session = self.sessions.get(token) if token else self.sessions.open()
