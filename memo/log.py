@@ -26,7 +26,8 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, object] = {"time": when, "event": record.msg}
-        return json.dumps(line | getattr(record, "facts", {}))
+        fault = {"error": record.exc_info[0].__name__} if record.exc_info and record.exc_info[0] else {}
+        return json.dumps(line | fault | getattr(record, "facts", {}))
 
 
 def note(event: str, **facts: str | float) -> None:

@@ -22,6 +22,7 @@ from gradio_client.exceptions import AppError
 
 from memo import log
 from memo.errors import SettingsError
+from memo.ui import texts
 from memo.ui.door import route
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,20 @@ def test_only_facts_that_are_known_get_out():
     assert json.loads(log.Lines().format(record)) | {"time": ""} == {"time": "", "event": "answered", "seconds": 1.5}
     with pytest.raises(SettingsError):
         log.start("xml")
+
+
+def test_of_a_fault_its_type_is_told_and_nothing_it_says():
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(log.Lines().format(record))
+    texts.log.addHandler(handler)
+    try:
+        texts.tell("en", ValueError(SECRET))
+    finally:
+        texts.log.removeHandler(handler)
+    assert [json.loads(line) | {"time": ""} for line in told] == [
+        {"time": "", "event": "unexpected", "error": "ValueError"}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def language_of(request: gr.Request) -> str:
 def tell(language: str, error: Exception, **values: object) -> str:
     """An error as a sentence for the person. What is no `MemoError` is logged, and said to be our fault."""
     if not isinstance(error, MemoError):
-        log.error("unexpected: %r", error, exc_info=error)
+        log.error("unexpected", exc_info=error)
         return say(language, "error.unexpected")
     texts = table(language)
     key = next(f"error.{kind.__name__}" for kind in type(error).__mro__ if f"error.{kind.__name__}" in texts)
