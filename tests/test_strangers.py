@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -148,6 +149,27 @@ def test_what_gradio_keeps_of_calls_is_taken_away_and_open_pages_stay(app, web):
     assert list(holder.session_data) == ["page"]  # in use a moment ago
     pages.sweep(demo, app.sessions, timedelta(0))
     assert not holder.session_data and not holder.time_last_used
+
+
+def test_what_came_out_of_a_call_that_nobody_fetched_is_taken_away(app, web):
+    queue, demo, since = app.demo._queue, app.demo, {}
+
+    def all_ended():
+        while queue.event_ids_to_events:
+            time.sleep(0.02)
+
+    made = put(web, f"The code is QX4471. {tiny.TEXT}")
+    asked = web.post("gradio_api/call/ask", json={"data": ["What is the code?", made["token"], "rag"]}).json()
+    all_ended()
+    call(web, "forget", made["token"], "")
+    all_ended()
+    assert "QX4471" in str(list(queue.pending_messages_per_session[asked["event_id"]]._queue))
+    pages.sweep(demo, app.sessions, timedelta(0))
+    pages.forget(demo, since)
+    assert asked["event_id"] in queue.pending_messages_per_session  # it may still be fetched
+    pages.forget(demo, since, 0.0)
+    assert not queue.pending_messages_per_session and not queue.pending_event_ids_session and not since
+    assert call(web, "documents", "0" * 32)[0] == "refused"
 
 
 @pytest.mark.parametrize(
