@@ -45,6 +45,17 @@ def _kept() -> Iterator[None]:
         raise BackendError(told, "Is there room on the disk?") from error
 
 
+def opened(place: Path | None) -> sqlite3.Connection:
+    """The database at `place` (None: in memory), with its tables."""
+    base = sqlite3.connect(place or ":memory:", check_same_thread=False)
+    try:
+        base.executescript(TABLES)
+    except sqlite3.Error:
+        base.close()
+        raise
+    return base
+
+
 class WordIndex:
     """The words of passages, at `place` (None: in memory). What is there and cannot be read is begun anew.
 
@@ -54,18 +65,14 @@ class WordIndex:
 
     def __init__(self, place: Path | None = None) -> None:
         self._lock = threading.Lock()
-        try:
-            self._open(place)
-        except sqlite3.DatabaseError:
-            if place is None:
-                raise
-            self._base.close()
-            place.unlink()
-            self._open(place)
-
-    def _open(self, place: Path | None) -> None:
-        self._base = sqlite3.connect(place or ":memory:", check_same_thread=False)
-        self._base.executescript(TABLES)
+        with _kept():
+            try:
+                self._base = opened(place)
+            except sqlite3.DatabaseError:
+                if place is None:
+                    raise
+                place.unlink(missing_ok=True)
+                self._base = opened(place)
 
     def close(self) -> None:
         with self._lock:

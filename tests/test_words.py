@@ -96,6 +96,11 @@ def test_a_file_that_is_broken_is_begun_anew(tmp_path):
     assert starts(index.rank("mill", 9, ["d"])) == [0]
 
 
+def test_a_file_that_cannot_be_made_is_told(tmp_path):
+    with pytest.raises(BackendError):
+        WordIndex(tmp_path / "nowhere" / "words.sqlite")
+
+
 def test_a_disk_that_is_full_is_told_and_what_was_there_stays(tmp_path):
     index = WordIndex(tmp_path / "words.sqlite")
     index.put("d", passages("d", "a mill"))
