@@ -20,6 +20,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from memo.errors import SettingsError
 from memo.models import write_atomic
 
 ROOT = "memo"
@@ -68,8 +69,14 @@ def component(name: str, there: Distribution) -> dict[str, Any]:
 
 
 def bom(extras: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole document."""
+    """The whole document.
+
+    Raises:
+        SettingsError: memo itself is not installed, so nobody says what it needs.
+    """
     every = followed(extras)
+    if ROOT not in every:
+        raise SettingsError("memo is not installed as a package here.", "Install it: pip install -e .")
     parts = {name: component(name, there) for name, (there, _) in every.items()}
     content = json.dumps([*parts.values()], sort_keys=True)
     return {
@@ -88,7 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", nargs="?", type=Path, help="default: standard output")
     parser.add_argument("--extra", action="append", default=[], help="optional dependencies too, such as test")
     chosen = parser.parse_args(arguments)
-    text = json.dumps(bom(chosen.extra), indent=1, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(bom(chosen.extra), indent=1, ensure_ascii=False) + "\n"
+    except SettingsError as error:
+        sys.exit(str(error))
     write_atomic(chosen.file, text) if chosen.file else sys.stdout.write(text)
     return 0
 

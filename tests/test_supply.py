@@ -92,3 +92,9 @@ def test_every_dependency_is_a_component_and_nothing_stands_twice():
     assert found == sbom.bom()
     everything = {part["name"] for part in sbom.bom(["test"])["components"]}
     assert "pytest" in everything and {part["name"] for part in found["components"]} < everything
+
+
+def test_where_memo_runs_from_a_folder_the_bill_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(sbom, "ROOT", "memo-that-is-nowhere")
+    with pytest.raises(SystemExit, match="Install it"):
+        sbom.main([])
