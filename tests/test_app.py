@@ -565,6 +565,8 @@ def test_too_many_visitors_are_told_so(visitors, app, monkeypatch):
     late = Visitor(app, "late", open_it=False)
     assert "Too many people" in late.call("open")
     assert "has ended" in late.call("ask", "What?", ["rag"], False)
+    for look in ("look", "look_inside", "look_at_testing"):  # a tab that is opened says nothing of a session's end
+        assert "has ended" not in late.call(look)
 
 
 def test_a_question_on_its_way_is_not_replaced(visitors):

@@ -108,6 +108,8 @@ class EvaluationTab:
         return {self.page.export: as_csv(self.ask.visit(token, request).testing.results)}
 
     def look_at_testing(self, token: str, request: gr.Request) -> Updates:
+        if not token:  # the session is only being opened
+            return {}
         return self.draw_testing(self.ask.visit(token, request))
 
     def draw_testing(self, visit: Visit) -> Updates:
