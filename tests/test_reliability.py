@@ -147,6 +147,21 @@ def test_visitors_have_secrets_of_their_own_and_a_mix_up_is_seen():
     assert visitors.strange(cited, one, secrets) == ["place in d2"]
 
 
+def test_the_warm_up_asks_in_every_way_that_is_measured_later():
+    asked = []
+
+    class Heard(visitors.Crowd):
+        def request(self, kind, name, *values):
+            asked.append((kind, values[-1]))
+
+    draw = random.Random(0)
+    crowd = Heard(None, visitors.invented(2 * 8, draw, apart=True), visitors.Seen(), draw)
+    for visitor in crowd.visitors:
+        crowd.ask(visitor)
+    assert {way for kind, way in asked if kind == "ask"} == set(visitors.WAYS)
+    assert {kind for kind, _ in asked} >= {"ask", "compare", "documents", "nonsense"}
+
+
 def test_outcomes_and_seconds_are_counted():
     seen = visitors.Seen()
     for number in range(19):

@@ -4,7 +4,7 @@ In: how many visitors, how many at once, minutes. Out: for each kind of request 
 sentence or failed, and the seconds; replies that held another's secret or document; the memory of the server before
 the visitors came and after all of them had left.
 
-    warm-up: visitors who come, ask and leave ──> memory before
+    warm-up: visitors who come, ask in every way and leave ──> memory before
     every visitor hands in a document, asks, and stays; then all of them ask in turn until the minutes are over
     all leave ──> memory after
 """
@@ -85,15 +85,18 @@ def spread(seconds: list[float]) -> dict[str, float]:
     return {"p50_seconds": round(statistics.median(seconds), 3), "p95_seconds": round(every[18], 3)}
 
 
-def invented(count: int, draw: random.Random) -> list[Visitor]:
-    """Visitors whose documents are about the same things: only a mix-up would bring another's secret."""
+def invented(count: int, draw: random.Random, apart: bool = False) -> list[Visitor]:
+    """Visitors whose documents are about the same things: only a mix-up would bring another's secret.
+
+    apart: each begins with another question, so that already the first ones are asked in every way.
+    """
     made = []
     for number in range(count):
         secret = f"QX{draw.getrandbits(40):010x}"
         filler = [" ".join(draw.choices(WORDS, k=9)).capitalize() + "." for _ in range(12)]
         filler[4:4] = [f"The code of the lockbox is {secret}.", "The lockbox stands behind the old chapel."]
         filler.append(f"Since {1900 + number % 100} the key to {secret} is with the council.")
-        made.append(Visitor(secret, " ".join(filler), f"visitor {number}.txt"))
+        made.append(Visitor(secret, " ".join(filler), f"visitor {number}.txt", asked=number * apart))
     return made
 
 
@@ -178,7 +181,7 @@ def visit(
         closing(httpx.Client(base_url=served.url, timeout=WAIT, limits=httpx.Limits(max_connections=None))) as web,
         ThreadPoolExecutor(at_once) as clients,
     ):
-        early = Crowd(web, invented(max(2 * at_once, count // 2), draw), Seen(), draw)
+        early = Crowd(web, invented(max(2 * at_once, count // 2), draw, apart=True), Seen(), draw)
 
         def come_and_leave(visitor: Visitor) -> None:
             early.come(visitor)
