@@ -18,7 +18,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,10 +142,10 @@ class PassageIndex:
         settings = self.client.get_settings()
         if not settings.is_persistent:
             return []
-        place = Path(settings.persist_directory)
-        with closing(sqlite3.connect(place / "chroma.sqlite3")) as base:
-            asked = "SELECT id FROM segments WHERE collection = ?"
+        place, asked = Path(settings.persist_directory), "SELECT id FROM segments WHERE collection = ?"
+        with suppress(sqlite3.Error), closing(sqlite3.connect(place / "chroma.sqlite3")) as base:
             return [place / name for (name,) in base.execute(asked, (str(self.collection.id),))]
+        return []  # the collection goes all the same
 
     def count(self) -> int:
         with _answering():
