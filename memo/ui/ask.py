@@ -116,6 +116,15 @@ class AskPage(Painter):
         except MemoError:
             raise Ended from None
 
+    def opened(self, handler: Callable, status: Any = None) -> Callable:
+        """What a tab does when it is opened, `told`; as long as the session is only being opened, nothing."""
+
+        @wraps(handler)
+        def look(token: str, request: gr.Request, *values: Any) -> Updates:
+            return handler(token, request, *values) if token else {}
+
+        return self.told(look, status)
+
     def told(self, handler: Callable, status: Any = None) -> Callable:
         """The handler, which says in `status` (by default below the question) that the session has ended instead of
         failing."""

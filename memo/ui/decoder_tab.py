@@ -48,7 +48,7 @@ class DecoderTab:
         p.alpha.input(on(self.change_alpha), [token, p.alpha], again, trigger_mode="always_last", **quick)
         p.train.click(on(self.train), token, trained, **quick).then(on(self.watch_training), token, trained, **training)
         p.stop_training.click(on(self.stop_training), token, p.status, **quick)
-        p.tab.select(on(self.look), token, self.everything(), **quick)
+        p.tab.select(self.ask.opened(self.look, p.status), token, self.everything(), **quick)
 
     def looked_at(self) -> list:
         return [self.page.token, self.page.bars, self.page.near]
@@ -130,7 +130,7 @@ class DecoderTab:
 
     def look(self, token: str, request: gr.Request) -> Updates:
         """The tab is opened: documents may have come or gone meanwhile."""
-        return self.draw(self.ask.visit(token, request)) if token else {}  # else the session is only being opened
+        return self.draw(self.ask.visit(token, request))
 
     # --- drawing ---
 

@@ -40,7 +40,7 @@ class InsideTab:
         def on(handler: Callable) -> Callable:
             return self.ask.told(handler, p.status)
 
-        p.tab.select(on(self.look_inside), token, drawn, **quick)
+        p.tab.select(self.ask.opened(self.look_inside, p.status), token, drawn, **quick)
         for component in (p.text, p.clues, p.slot):
             component.click(on(self.pick_inside), token, drawn, **quick)
         asked = [token, p.question]
@@ -55,8 +55,6 @@ class InsideTab:
 
     def look_inside(self, token: str, request: gr.Request) -> Updates:
         """The tab is opened: documents may have come, gone or been read again meanwhile."""
-        if not token:  # the session is only being opened
-            return {}
         visit = self.ask.visit(token, request)
         self._open(visit)
         return self.draw(visit, PARTS)

@@ -46,7 +46,7 @@ class EvaluationTab:
         p.csv.click(on(self.testing_csv), token, [p.export, p.status], **quick).then(
             None, p.export, None, js=DOWNLOAD % ("memo-questions.csv", "text/csv"), **quick
         )
-        p.tab.select(on(self.look_at_testing), token, drawn, **quick)
+        p.tab.select(self.ask.opened(self.look_at_testing, p.status), token, drawn, **quick)
 
     def everything(self) -> list:
         return [self.page.status, self.page.rows, self.page.start, self.page.stop, self.page.csv]
@@ -108,8 +108,6 @@ class EvaluationTab:
         return {self.page.export: as_csv(self.ask.visit(token, request).testing.results)}
 
     def look_at_testing(self, token: str, request: gr.Request) -> Updates:
-        if not token:  # the session is only being opened
-            return {}
         return self.draw_testing(self.ask.visit(token, request))
 
     def draw_testing(self, visit: Visit) -> Updates:

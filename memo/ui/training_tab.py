@@ -55,7 +55,8 @@ class TrainingTab:
         def on(handler: Callable) -> Callable:
             return self.ask.told(handler, p.status)
 
-        p.tab.select(on(self.look_at_training), [token, p.kind], [*drawn, *shipped], **quick).then(
+        look = self.ask.opened(self.look_at_training, p.status)
+        p.tab.select(look, [token, p.kind], [*drawn, *shipped], **quick).then(
             on(self.watch_weights), token, drawn, **watching
         )
         p.kind.input(on(self.choose_kind), [token, p.kind], [p.status, *shipped], **quick)
@@ -81,8 +82,6 @@ class TrainingTab:
 
     def look_at_training(self, token: str, request: gr.Request, kind: str) -> Updates:
         """The tab is opened: documents may have come or gone meanwhile."""
-        if not token:  # the session is only being opened
-            return {}
         visit = self.ask.visit(token, request)
         return self.draw(visit) | self.draw_kind(visit, kind)
 
