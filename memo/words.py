@@ -45,7 +45,7 @@ def _kept() -> Iterator[None]:
         raise BackendError(told, "Is there room on the disk?") from error
 
 
-def opened(place: Path | None) -> sqlite3.Connection:
+def _opened(place: Path | None) -> sqlite3.Connection:
     """The database at `place` (None: in memory), with its tables."""
     base = sqlite3.connect(place or ":memory:", check_same_thread=False)
     try:
@@ -67,12 +67,12 @@ class WordIndex:
         self._lock = threading.Lock()
         with _kept():
             try:
-                self._base = opened(place)
+                self._base = _opened(place)
             except sqlite3.DatabaseError:
                 if place is None:
                     raise
                 place.unlink(missing_ok=True)
-                self._base = opened(place)
+                self._base = _opened(place)
 
     def close(self) -> None:
         with self._lock:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -210,6 +211,19 @@ def test_a_collection_that_is_dropped_leaves_no_vectors(tmp_path):
     assert len(hits) == 3
     two.drop()
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_collection_is_dropped_even_if_its_folders_are_not_known(tmp_path, monkeypatch):
+    client = connect(tmp_path)
+    index = PassageIndex(client, "test-one", tiny.Embedder())
+    index.add(PASSAGES)
+
+    def locked(_):
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(sqlite3, "connect", locked)
+    index.drop()
+    assert client.list_collections() == []
 
 
 def test_an_empty_collection_finds_nothing(index):
