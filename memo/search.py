@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEPTH = 40  # passages a query brings
 WORDS_WEIGHT = 0.2  # chosen on train splits: squad, fairytaleqa, hotpotqa, 2wiki, musique, policyqa's test, qmsum
 BATCH = 128  # passages embedded and added at a time
-KEPT = 16  # collections whose index stays in memory; others are read from disk again
+KEPT = 16  # collections whose index stays in memory (Chroma keeps 64, if told fewer); others are read again
 
 
 @dataclass(frozen=True)
